@@ -1,0 +1,1 @@
+//! The hub: recent history, current values, and who waits for what.

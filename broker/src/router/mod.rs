@@ -1,0 +1,1 @@
+//! Rules: from raw changes to topics and payloads. Pure.

@@ -1,0 +1,48 @@
+//! Where changes come from. One implementation per way to read Postgres.
+
+use std::time::Duration;
+
+use crate::event::Changes;
+
+pub mod wal;
+
+/// What to do after a source failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Connect again, with full jitter, but not before this has passed.
+    After(Duration),
+    /// Do not try again: nothing changes until an operator acts. The process ends with this exit code.
+    Never,
+}
+
+/// A source's stream ended. `Display` names the thing, the cause and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    /// What happened and what the operator can do; holds no password.
+    pub message: String,
+    /// Whether trying again can help.
+    pub retry: Retry,
+}
+
+/// A stream of changes on one number line.
+pub trait Source: Send {
+    /// The next changes. Connects, or connects again after an error, and then yields
+    /// [`Changes::Start`]. Cancel safe: nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// The stream ended; what to do is in [`SourceError::retry`].
+    fn next(&mut self) -> impl Future<Output = Result<Changes, SourceError>> + Send;
+
+    /// Everything up to this LSN is published and need not be sent again.
+    ///
+    /// # Errors
+    /// The stream ended; what to do is in [`SourceError::retry`].
+    fn ack(&mut self, upto: u64) -> impl Future<Output = Result<(), SourceError>> + Send;
+
+    /// Reads these state tables into the stream as a seed, beside it.
+    fn seed(&mut self, tables: Vec<String>);
+
+    /// Ends the stream and releases what it holds of the server.
+    fn close(&mut self) -> impl Future<Output = ()> + Send;
+}
