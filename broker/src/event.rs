@@ -174,11 +174,18 @@ impl Snapshot {
     }
 }
 
-/// Rows of state tables as one snapshot sees them.
+/// A seeding: which tables, as which snapshot sees them.
+#[derive(Clone, Debug)]
+pub struct SeedBegin {
+    /// The tables to come; values of theirs that are not read again are gone.
+    pub tables: Arc<[Arc<str>]>,
+    /// What the rows contain.
+    pub snapshot: Arc<Snapshot>,
+}
+
+/// Rows of a state table.
 #[derive(Clone, Debug)]
 pub struct SeedRows {
-    /// The snapshot, shared by all parts of a seeding.
-    pub snapshot: Arc<Snapshot>,
     /// The rows' table.
     pub relation: Arc<Relation>,
     /// Some of its rows.
@@ -192,9 +199,9 @@ pub enum Changes {
     Start(Start),
     /// Part of a transaction, visible to other sessions (unless delivery is `fast`).
     Transaction(TransactionPart),
-    /// Seeding starts: from now on, until [`Changes::SeedEnd`], streamed transactions may or may not be
-    /// contained in what [`Changes::Seed`] brings. Names the tables to come.
-    SeedBegin(Arc<[Arc<str>]>),
+    /// Seeding starts. The snapshot is taken already, and no transaction was yielded since: one that
+    /// follows is either contained in the snapshot, and so older than the rows to come, or newer.
+    SeedBegin(SeedBegin),
     /// Rows read by seeding.
     Seed(SeedRows),
     /// Seeding ended; the settle point is an LSN: state is exact once the head reaches it.
@@ -312,14 +319,9 @@ pub enum Note {
         replay_until: Position,
     },
     /// See [`Changes::SeedBegin`].
-    SeedBegin(Arc<[Arc<str>]>),
-    /// Current values; `position` of each event is unset.
-    Seed {
-        /// The snapshot that saw them.
-        snapshot: Arc<Snapshot>,
-        /// One per row, `op` snapshot.
-        events: Arc<[Event]>,
-    },
+    SeedBegin(SeedBegin),
+    /// Current values, `op` snapshot; their position is the settle point, which is not known yet.
+    Seed(Arc<[Event]>),
     /// See [`Changes::SeedEnd`].
     SeedEnd {
         /// The settle point.

@@ -9,15 +9,10 @@
 //! In the order in which an event passes through:
 //!
 //! - [`event`]: changes, events, batches; [`value`]: Postgres text to JSON
-//! - [`postgres`]: connection strings, TLS, the companion session
 //! - [`source`]: reads changes, tells what is visible, seeds
 //! - [`router`]: rules, topics, payloads; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
-//! - [`transport`]: HTTP
-//! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics
-//! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
-//! - [`cli`]: the commands
 
 pub mod backbone;
 pub mod event;

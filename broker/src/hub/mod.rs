@@ -1,1 +1,379 @@
 //! The hub: recent history, current values, and who waits for what.
+//!
+//! It takes batches in and hands encoded events out. No sockets, no files, no SQL, no tasks: time and wakers
+//! come from the callers. A subscriber is a cursor into the shared history; nothing is queued for it, so a
+//! slow one costs nothing and is told when it has fallen below the floor.
+
+mod encoded;
+mod history;
+mod registry;
+mod retained;
+mod subscription;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use walcast_wire::{Cursor, Epoch, Op, Position, ResetReason, Topic, TopicPattern};
+
+pub use self::encoded::Encoded;
+use self::encoded::Encoder;
+use self::history::{History, Limits};
+use self::registry::Registry;
+use self::retained::{Retained, Verdict};
+pub use self::subscription::{Delivery, From, Subscription};
+use crate::event::{Batch, Effect, Entry, Event, Note, State};
+
+/// How much the hub holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Events older than this are forgotten.
+    #[serde(with = "humantime_serde")]
+    pub age: Duration,
+    /// Memory for history, in bytes.
+    pub bytes: u64,
+    /// Number of events in history.
+    pub events: usize,
+    /// Memory for current values of state topics, in bytes; more is an error that ends the node.
+    pub state_bytes: u64,
+    /// Subscriptions at a time.
+    pub subscriptions_max: usize,
+    /// Topics and patterns of one subscription.
+    pub topics_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            age: Duration::from_secs(600),
+            bytes: 256 << 20,
+            events: 2_000_000,
+            state_bytes: 1 << 30,
+            subscriptions_max: 200_000,
+            topics_max: 100,
+        }
+    }
+}
+
+/// Why nothing can be subscribed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// No stream has begun yet.
+    #[error("the broker has not reached Postgres yet; try again shortly")]
+    NotStarted,
+    /// One subscription asks for too much.
+    #[error("at most {max} topics in one subscription; use a pattern")]
+    TooManyTopics {
+        /// How many are allowed.
+        max: usize,
+    },
+    /// The hub's own limit.
+    #[error("too many subscriptions; try again later or raise `history.subscriptions_max`")]
+    Overloaded,
+}
+
+/// Current values exceed their memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "current values of state topics need more than {max} bytes: narrow the state rules' columns or raise `history.state_bytes`"
+)]
+pub struct StateFull {
+    /// The limit.
+    pub max: u64,
+}
+
+/// The current value of a topic.
+#[derive(Clone, Debug)]
+pub enum Current {
+    /// Not known yet: seeding is not done.
+    Unsettled,
+    /// There is none.
+    None,
+    /// This.
+    Value(Arc<Encoded>),
+}
+
+/// The hub in figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// A stream has begun.
+    pub started: bool,
+    /// Current values are exact.
+    pub settled: bool,
+    /// Cursors exist that are not reached yet.
+    pub replaying: bool,
+    /// Number line.
+    pub epoch: Epoch,
+    /// Everything up to here has been ingested.
+    pub head: Position,
+    /// Everything up to here may be gone.
+    pub floor: Position,
+    /// Events in history.
+    pub events: usize,
+    /// Their memory.
+    pub bytes: u64,
+    /// Current values.
+    pub values: usize,
+    /// Their memory.
+    pub state_bytes: u64,
+    /// Subscriptions.
+    pub subscriptions: usize,
+    /// Topics subscribed to by name.
+    pub topics: usize,
+}
+
+/// History, values and subscriptions of one node.
+#[derive(Debug)]
+pub struct Hub {
+    config: Config,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    line: Option<Line>,
+    history: History,
+    retained: Retained,
+    registry: Registry,
+}
+
+/// Where on which number line the hub is.
+#[derive(Debug)]
+struct Line {
+    epoch: Epoch,
+    head: Position,
+    replay_until: Position,
+    /// The floor was last raised to here by a gap rather than by eviction.
+    gap: Position,
+    encoder: Encoder,
+}
+
+impl Line {
+    /// Why a subscription at `position` cannot go on, if so.
+    fn reset_reason(&self, floor: Position, epoch: Epoch, position: Position) -> Option<ResetReason> {
+        match () {
+            () if epoch != self.epoch => Some(ResetReason::EpochChanged),
+            () if position < self.gap => Some(ResetReason::Gap),
+            () if position < floor => Some(ResetReason::CursorExpired),
+            () => None,
+        }
+    }
+}
+
+impl Hub {
+    /// An empty hub.
+    #[must_use]
+    pub fn new(config: Config) -> Arc<Self> {
+        let limits = Limits { bytes: config.bytes, events: config.events, age: config.age };
+        let inner = Inner {
+            line: None,
+            history: History::new(limits),
+            retained: Retained::default(),
+            registry: Registry::default(),
+        };
+        Arc::new(Self { config, inner: Mutex::new(inner) })
+    }
+
+    /// Takes a batch in: what it claims beyond the head is appended, what it repeats is dropped, and where it
+    /// leaves a gap the floor rises and subscribers are told.
+    ///
+    /// # Errors
+    /// Current values outgrew their limit; the hub must not go on.
+    pub fn ingest(&self, batch: &Batch, now: Instant) -> Result<(), StateFull> {
+        let mut woken = Vec::new();
+        let result = {
+            let mut inner = self.inner.lock();
+            inner.ingest(batch, now, &mut woken);
+            let max = self.config.state_bytes;
+            if inner.retained.bytes() > max { Err(StateFull { max }) } else { Ok(()) }
+        };
+        woken.into_iter().for_each(Waker::wake);
+        result
+    }
+
+    /// Forgets what is too old; to be called now and then, also when nothing happens.
+    pub fn evict(&self, now: Instant) {
+        self.inner.lock().history.evict(now);
+    }
+
+    /// Starts reading.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub fn subscribe(
+        self: &Arc<Self>,
+        topics: Vec<TopicPattern>,
+        from: From,
+    ) -> Result<Subscription, SubscribeError> {
+        if topics.len() > self.config.topics_max {
+            return Err(SubscribeError::TooManyTopics { max: self.config.topics_max });
+        }
+        let mut inner = self.inner.lock();
+        if inner.registry.len() >= self.config.subscriptions_max {
+            return Err(SubscribeError::Overloaded);
+        }
+        Subscription::new(Arc::clone(self), &mut inner, topics, from)
+    }
+
+    /// The newest position ingested, as a cursor.
+    #[must_use]
+    pub fn head(&self) -> Option<Cursor> {
+        self.inner.lock().line.as_ref().map(|line| Cursor::new(line.epoch, line.head))
+    }
+
+    /// The current value of a topic.
+    #[must_use]
+    pub fn current(&self, topic: &Topic) -> Current {
+        let inner = &mut *self.inner.lock();
+        let Some(line) = &mut inner.line else { return Current::Unsettled };
+        if !inner.retained.settled() {
+            return Current::Unsettled;
+        }
+        match inner.retained.get(topic.as_str(), &mut line.encoder) {
+            Some(value) => Current::Value(value),
+            None => Current::None,
+        }
+    }
+
+    /// The hub in figures.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let inner = self.inner.lock();
+        let (retained, history, registry) = (&inner.retained, &inner.history, &inner.registry);
+        let line = inner.line.as_ref();
+        Status {
+            started: line.is_some(),
+            settled: retained.settled(),
+            replaying: line.is_some_and(|line| line.head < line.replay_until),
+            epoch: line.map(|line| line.epoch).unwrap_or_default(),
+            head: line.map(|line| line.head).unwrap_or_default(),
+            floor: history.floor(),
+            events: history.len(),
+            bytes: history.bytes(),
+            values: retained.len(),
+            state_bytes: retained.bytes(),
+            subscriptions: registry.len(),
+            topics: registry.topics(),
+        }
+    }
+}
+
+impl Inner {
+    fn ingest(&mut self, batch: &Batch, now: Instant, woken: &mut Vec<Waker>) {
+        self.enter(batch, woken);
+        let Some(line) = &mut self.line else { return };
+        match &batch.note {
+            None => {}
+            Some(Note::Start { replay_until }) => line.replay_until = *replay_until,
+            Some(Note::SeedBegin(begin)) => self.retained.seed_begin(begin.clone()),
+            Some(Note::Seed(events)) => self.retained.seed(events),
+            Some(Note::SeedEnd { settle }) => self.retained.seed_end(*settle),
+        }
+        if batch.upto > line.head {
+            let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);
+            let events = self.retained.take(&batch.entries[fresh..]);
+            for (index, (event, last)) in (0..).zip(&events) {
+                let mut encoded = line.encoder.encode(event, event.op, event.position, *last);
+                encoded.index = index;
+                let encoded = Arc::new(encoded);
+                self.registry.notify(encoded.topic(), encoded.position(), woken);
+                self.history.push(encoded, now);
+            }
+            line.head = batch.upto;
+            self.history.evict(now);
+        }
+        if self.retained.reached(line.head) {
+            self.registry.wake_parked(woken);
+        }
+    }
+
+    /// Compares the batch with where the hub is; begins anew on another number line or behind a gap.
+    fn enter(&mut self, batch: &Batch, woken: &mut Vec<Waker>) {
+        match &mut self.line {
+            Some(line) if line.epoch == batch.epoch => {
+                if batch.after > line.head {
+                    self.registry.notify_all(line.head, woken);
+                    self.history.restart(batch.after);
+                    self.retained = Retained::default();
+                    (line.gap, line.head) = (batch.after, batch.after);
+                }
+            }
+            _ => {
+                self.registry.notify_all(Position::ZERO, woken);
+                self.history.restart(batch.after);
+                self.retained = Retained::default();
+                self.line = Some(Line {
+                    epoch: batch.epoch,
+                    head: batch.after,
+                    replay_until: batch.after,
+                    gap: Position::ZERO,
+                    encoder: Encoder::new(batch.epoch),
+                });
+            }
+        }
+    }
+}
+
+impl Retained {
+    /// Lets entries change the values; what remains goes into history, marked where it is its transaction's
+    /// last on its topic.
+    fn take(&mut self, entries: &[Entry]) -> Vec<(Event, bool)> {
+        let mut events = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match entry {
+                Entry::Event(event) => {
+                    let mut event = event.clone();
+                    if event.state.is_none() || self.apply(&mut event) == Verdict::Keep {
+                        events.push((event, false));
+                    }
+                }
+                Entry::ClearTable { position, table, commit, partial } => {
+                    for topic in self.clear_table(table, commit) {
+                        let state = State { table: Arc::clone(table), effect: Effect::Clear };
+                        let event = Event {
+                            position: *position,
+                            topic,
+                            op: Op::Truncate,
+                            data: bytes::Bytes::from_static(b"null"),
+                            commit: Some(Arc::clone(commit)),
+                            unchanged: Box::default(),
+                            omitted: Box::default(),
+                            partial: *partial,
+                            state: Some(state),
+                        };
+                        events.push((event, false));
+                    }
+                }
+            }
+        }
+        mark_last(&mut events);
+        events
+    }
+}
+
+/// Marks each transaction's last event of each topic. A batch holds whole transactions, but for parts that
+/// are too large to mark.
+fn mark_last(events: &mut [(Event, bool)]) {
+    let same = |a: &(Event, bool), b: &(Event, bool)| match (&a.0.commit, &b.0.commit) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
+        _ => false,
+    };
+    for transaction in events.chunk_by_mut(same) {
+        match transaction {
+            [(_, last)] => *last = true,
+            many => {
+                let mut seen = HashSet::new();
+                for (event, last) in many.iter_mut().rev() {
+                    *last = seen.insert(event.topic.clone());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! An event as bytes, made once and shared by every transport and every subscriber.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
+
+use crate::event::{Commit, Event};
+
+/// What stands before the event object in a WebSocket text frame.
+const FRAME_PREFIX: &str = r#"{"event":"#;
+/// What stands before the cursor in the event object.
+const CURSOR_PREFIX: &str = r#"{"cursor":""#;
+/// Bookkeeping that an event costs beside its bytes: list entries, reference counts, allocation headers.
+const OVERHEAD_BYTES: usize = 192;
+
+/// An encoded event.
+#[derive(Debug)]
+pub struct Encoded {
+    cursor: Cursor,
+    topic: Topic,
+    frame: Bytes,
+    data: (u32, u32),
+    /// Order among events of one position.
+    pub(super) index: u32,
+}
+
+impl Encoded {
+    /// Where it lies.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.cursor.position
+    }
+
+    /// What to present to go on after it.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Where it was published.
+    #[must_use]
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The text frame of a WebSocket: `{"event":{…}}`.
+    #[must_use]
+    pub fn text_frame(&self) -> Bytes {
+        self.frame.clone()
+    }
+
+    /// The event object.
+    #[must_use]
+    pub fn json(&self) -> Bytes {
+        self.frame.slice(FRAME_PREFIX.len()..self.frame.len() - 1)
+    }
+
+    /// The wire form of the cursor.
+    #[must_use]
+    pub fn cursor_text(&self) -> Bytes {
+        let start = FRAME_PREFIX.len() + CURSOR_PREFIX.len();
+        self.frame.slice(start..start + Cursor::WIDTH)
+    }
+
+    /// The value of `data` alone.
+    #[must_use]
+    pub fn data(&self) -> Bytes {
+        self.frame.slice(self.data.0 as usize..self.data.1 as usize)
+    }
+
+    /// Memory that keeping it costs.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        self.frame.len() + self.topic.as_str().len() + OVERHEAD_BYTES
+    }
+}
+
+/// Encodes events of one epoch; remembers the text of the last transaction, since events come in runs.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    epoch: Epoch,
+    commit: Option<Arc<Commit>>,
+    commit_text: String,
+}
+
+impl Encoder {
+    pub(super) fn new(epoch: Epoch) -> Self {
+        Self { epoch, commit: None, commit_text: String::new() }
+    }
+
+    fn commit_text(&mut self, commit: Option<&Arc<Commit>>) -> &str {
+        let Some(commit) = commit else { return "" };
+        if !self.commit.as_ref().is_some_and(|known| Arc::ptr_eq(known, commit)) {
+            self.commit = Some(Arc::clone(commit));
+            self.commit_text.clear();
+            let (lsn, xid) = (commit.lsn, commit.xid);
+            let _ = write!(self.commit_text, r#","time":""#);
+            write_time(commit.time_us, &mut self.commit_text);
+            let _ =
+                write!(self.commit_text, r#"","lsn":"{:X}/{:X}","xid":{xid}"#, lsn >> 32, lsn & 0xFFFF_FFFF);
+        }
+        &self.commit_text
+    }
+
+    /// Encodes `event` as `op` at `position`.
+    pub(super) fn encode(&mut self, event: &Event, op: Op, position: Position, last: bool) -> Encoded {
+        let cursor = Cursor::new(self.epoch, position);
+        let commit = self.commit_text(event.commit.as_ref());
+        let topic = event.topic.as_str();
+        let mut out = Vec::with_capacity(192 + topic.len() + event.data.len());
+        out.extend_from_slice(FRAME_PREFIX.as_bytes());
+        out.extend_from_slice(CURSOR_PREFIX.as_bytes());
+        out.extend_from_slice(&cursor.encode());
+        out.extend_from_slice(br#"","topic":"#);
+        write_string(topic, &mut out);
+        out.extend_from_slice(br#","op":""#);
+        out.extend_from_slice(op.as_str().as_bytes());
+        out.extend_from_slice(br#"","data":"#);
+        let start = out.len();
+        out.extend_from_slice(&event.data);
+        let end = out.len();
+        out.extend_from_slice(commit.as_bytes());
+        if event.partial {
+            out.extend_from_slice(br#","partial":true"#);
+        } else if last {
+            out.extend_from_slice(br#","last":true"#);
+        }
+        write_names("unchanged", &event.unchanged, &mut out);
+        write_names("omitted", &event.omitted, &mut out);
+        out.extend_from_slice(b"}}");
+        out.shrink_to_fit();
+        // Events are bounded far below 4 GiB; a longer one would have been cut by the router.
+        let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Encoded {
+            cursor,
+            topic: event.topic.clone(),
+            frame: Bytes::from(out),
+            data: (clamp(start), clamp(end)),
+            index: 0,
+        }
+    }
+}
+
+fn write_names(field: &str, names: &[Arc<str>], out: &mut Vec<u8>) {
+    for (i, name) in names.iter().enumerate() {
+        if i == 0 {
+            out.extend_from_slice(b",\"");
+            out.extend_from_slice(field.as_bytes());
+            out.extend_from_slice(b"\":[");
+        } else {
+            out.push(b',');
+        }
+        write_string(name, out);
+    }
+    if !names.is_empty() {
+        out.push(b']');
+    }
+}
+
+fn write_string(text: &str, out: &mut Vec<u8>) {
+    // Writing to a Vec does not fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// RFC 3339 in UTC with microseconds. Days to a civil date by Howard Hinnant's `civil_from_days`.
+fn write_time(time_us: i64, out: &mut String) {
+    let (days, in_day_us) = (time_us.div_euclid(86_400_000_000), time_us.rem_euclid(86_400_000_000));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (seconds, us) = (in_day_us / 1_000_000, in_day_us % 1_000_000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{us:06}Z");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_encoded_event_is_the_wire_event() {
+        let commit =
+            Arc::new(Commit { major: 7, lsn: 0x16_B374_D848, xid: 9, time_us: 1_700_000_000_123_456 });
+        let event = Event {
+            position: Position::new(7, 3),
+            topic: Topic::new("vm/a\"b").unwrap(),
+            op: Op::Update,
+            data: Bytes::from_static(br#"{"pin":1}"#),
+            commit: Some(commit),
+            unchanged: Box::from([Arc::from("logs")]),
+            omitted: Box::from([]),
+            partial: false,
+            state: None,
+        };
+        let mut encoder = Encoder::new(Epoch(5));
+        let encoded = encoder.encode(&event, event.op, event.position, true);
+        let wire: walcast_wire::Event<serde_json::Value> = serde_json::from_slice(&encoded.json()).unwrap();
+        assert_eq!(wire.cursor, Cursor::new(Epoch(5), Position::new(7, 3)));
+        assert_eq!(wire.topic, event.topic);
+        assert_eq!(wire.data, serde_json::json!({"pin": 1}));
+        assert_eq!(wire.time.as_deref(), Some("2023-11-14T22:13:20.123456Z"));
+        assert_eq!(wire.lsn.as_deref(), Some("16/B374D848"));
+        assert_eq!((wire.xid, wire.last, wire.unchanged), (Some(9), true, vec!["logs".to_owned()]));
+        assert_eq!(encoded.cursor_text(), wire.cursor.to_string());
+        assert_eq!(encoded.data(), event.data);
+        let frame: walcast_wire::ServerFrame<serde_json::Value> =
+            serde_json::from_slice(&encoded.text_frame()).unwrap();
+        assert!(matches!(frame, walcast_wire::ServerFrame::Event(_)));
+    }
+
+    #[test]
+    fn times() {
+        let check = |time_us: i64, expected: &str| {
+            let mut text = String::new();
+            write_time(time_us, &mut text);
+            assert_eq!(text, expected);
+        };
+        check(0, "1970-01-01T00:00:00.000000Z");
+        check(-1, "1969-12-31T23:59:59.999999Z");
+        check(951_782_400_000_000, "2000-02-29T00:00:00.000000Z");
+        check(4_107_542_399_000_001, "2100-02-28T23:59:59.000001Z");
+    }
+}

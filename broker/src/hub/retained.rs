@@ -1,0 +1,322 @@
+//! Current values of state topics, exact from the settle point on.
+//!
+//! Values come from events and from seeding, which reads tables beside the stream. Which of the two is newer
+//! is decided by transaction id against the seed's snapshot, never by position: a transaction that the
+//! snapshot contains is older than the rows read, wherever its commit lies in the WAL.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use serde::de::{MapAccess, Visitor};
+use serde_json::value::RawValue;
+use walcast_wire::{Op, Position, Topic, TopicPattern};
+
+use super::encoded::{Encoded, Encoder};
+use crate::event::{Commit, Effect, Event, SeedBegin, Snapshot};
+
+/// Bookkeeping that a value costs beside its bytes.
+const OVERHEAD_BYTES: usize = 256;
+
+/// The current value of a topic.
+#[derive(Debug)]
+struct Value {
+    event: Event,
+    table: Arc<str>,
+    /// The seeding that read or confirmed it.
+    round: u32,
+    encoded: OnceLock<Arc<Encoded>>,
+}
+
+impl Value {
+    fn cost_bytes(&self) -> u64 {
+        (self.event.data.len() + self.event.topic.as_str().len() + OVERHEAD_BYTES) as u64
+    }
+
+    fn xid(&self) -> Option<u32> {
+        self.event.commit.as_ref().map(|commit| commit.xid)
+    }
+}
+
+/// A seeding under way.
+#[derive(Debug)]
+struct Seeding {
+    tables: Arc<[Arc<str>]>,
+    snapshot: Arc<Snapshot>,
+    /// Rows are still to come.
+    reading: bool,
+    /// Topics and tables cleared since it began, by which transaction.
+    cleared: HashMap<Topic, u32>,
+    cleared_tables: HashMap<Arc<str>, u32>,
+}
+
+/// Whether an event goes on into history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Keep,
+    /// It tells nobody anything new.
+    Drop,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Retained {
+    values: BTreeMap<Topic, Value>,
+    bytes: u64,
+    seeding: Option<Seeding>,
+    round: u32,
+    settle: Option<Position>,
+    settled: bool,
+}
+
+impl Retained {
+    /// Values are exact: state may be answered, and what changes nothing may be dropped.
+    pub(super) fn settled(&self) -> bool {
+        self.settled
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn seed_begin(&mut self, begin: SeedBegin) {
+        self.round += 1;
+        (self.settled, self.settle) = (false, None);
+        self.seeding = Some(Seeding {
+            tables: begin.tables,
+            snapshot: begin.snapshot,
+            reading: true,
+            cleared: HashMap::new(),
+            cleared_tables: HashMap::new(),
+        });
+    }
+
+    /// Takes rows read by seeding, unless the stream brought something newer.
+    pub(super) fn seed(&mut self, events: &[Event]) {
+        let Some(seeding) = &self.seeding else { return };
+        for event in events {
+            let Some(state) = &event.state else { continue };
+            let newer = |xid: Option<u32>| xid.is_some_and(|xid| !seeding.snapshot.contains(xid));
+            if newer(seeding.cleared_tables.get(&state.table).copied())
+                || newer(seeding.cleared.get(&event.topic).copied())
+            {
+                continue;
+            }
+            if let Some(value) = self.values.get_mut(&event.topic)
+                && newer(value.xid())
+            {
+                self.bytes -= value.cost_bytes();
+                merge_unchanged(&mut value.event, &event.data);
+                self.bytes += value.cost_bytes();
+                (value.round, value.encoded) = (self.round, OnceLock::new());
+                continue;
+            }
+            let (event, table) = (event.clone(), Arc::clone(&state.table));
+            let value = Value { event, table, round: self.round, encoded: OnceLock::new() };
+            insert(&mut self.values, &mut self.bytes, value);
+        }
+    }
+
+    /// All rows were read: values of the seeded tables that were not confirmed are gone.
+    pub(super) fn seed_end(&mut self, settle: Position) {
+        let Some(seeding) = &mut self.seeding else { return };
+        seeding.reading = false;
+        let (round, bytes) = (self.round, &mut self.bytes);
+        self.values.retain(|_, value| {
+            let newer = value.xid().is_some_and(|xid| !seeding.snapshot.contains(xid));
+            let keep = value.round == round || newer || !seeding.tables.contains(&value.table);
+            if !keep {
+                *bytes -= value.cost_bytes();
+            }
+            keep
+        });
+        self.settle = Some(settle);
+        for value in self.values.values_mut() {
+            if value.event.commit.is_none() && value.event.position == Position::ZERO {
+                value.event.position = settle;
+            }
+        }
+    }
+
+    /// The head moved; true if that made the values exact.
+    pub(super) fn reached(&mut self, head: Position) -> bool {
+        let settles = !self.settled && self.settle.is_some_and(|settle| head >= settle);
+        if settles {
+            self.settled = true;
+            self.seeding = None;
+        }
+        settles
+    }
+
+    /// Lets an event of a state rule change its topic's value.
+    pub(super) fn apply(&mut self, event: &mut Event) -> Verdict {
+        let (Some(state), Some(commit)) = (event.state.clone(), event.commit.clone()) else {
+            return Verdict::Keep;
+        };
+        if let Some(seeding) = &mut self.seeding
+            && seeding.tables.contains(&state.table)
+        {
+            if seeding.snapshot.contains(commit.xid) {
+                return Verdict::Keep;
+            }
+            match state.effect {
+                Effect::Clear if seeding.reading => seeding.cleared.insert(event.topic.clone(), commit.xid),
+                _ => seeding.cleared.remove(&event.topic),
+            };
+        }
+        let old = self.values.get(&event.topic);
+        if state.effect == Effect::Clear {
+            return match remove(&mut self.values, &mut self.bytes, &event.topic) {
+                None if self.settled => Verdict::Drop,
+                _ => Verdict::Keep,
+            };
+        }
+        if let Some(old) = old {
+            merge_unchanged(event, &old.event.data);
+        }
+        let whole = event.unchanged.is_empty() && event.omitted.is_empty();
+        let same = |old: &Value| whole && event.op == Op::Update && old.event.data == event.data;
+        match old {
+            None if self.settled && state.effect == Effect::PutIfPresent => return Verdict::Drop,
+            Some(old) if self.settled && same(old) => return Verdict::Drop,
+            _ => {}
+        }
+        let value =
+            Value { event: event.clone(), table: state.table, round: self.round, encoded: OnceLock::new() };
+        insert(&mut self.values, &mut self.bytes, value);
+        Verdict::Keep
+    }
+
+    /// Clears all values of a table; the topics that held one.
+    pub(super) fn clear_table(&mut self, table: &Arc<str>, commit: &Commit) -> Vec<Topic> {
+        if let Some(seeding) = &mut self.seeding
+            && seeding.tables.contains(table)
+        {
+            if seeding.snapshot.contains(commit.xid) {
+                return Vec::new();
+            }
+            seeding.cleared_tables.insert(Arc::clone(table), commit.xid);
+            seeding.cleared.retain(|_, xid| *xid == commit.xid);
+        }
+        let mut topics = Vec::new();
+        let bytes = &mut self.bytes;
+        self.values.retain(|topic, value| {
+            let gone = value.table == *table;
+            if gone {
+                *bytes -= value.cost_bytes();
+                topics.push(topic.clone());
+            }
+            !gone
+        });
+        topics
+    }
+
+    /// The value of one topic, as a snapshot event.
+    pub(super) fn get(&self, topic: &str, encoder: &mut Encoder) -> Option<Arc<Encoded>> {
+        self.values.get(topic).map(|value| encode(value, encoder))
+    }
+
+    /// The values that a pattern names.
+    pub(super) fn matching<'a>(
+        &'a self,
+        pattern: &'a TopicPattern,
+        encoder: &'a mut Encoder,
+    ) -> impl Iterator<Item = Arc<Encoded>> + 'a {
+        // Only topics that begin as the pattern does, up to its first wildcard, can match.
+        let prefix = pattern.as_str().split('*').next().unwrap_or_default();
+        self.values
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .take_while(move |(topic, _)| topic.as_str().starts_with(prefix))
+            .filter(move |(topic, _)| pattern.matches(topic))
+            .map(move |(_, value)| encode(value, encoder))
+    }
+}
+
+fn encode(value: &Value, encoder: &mut Encoder) -> Arc<Encoded> {
+    let event = &value.event;
+    let encoded =
+        value.encoded.get_or_init(|| Arc::new(encoder.encode(event, Op::Snapshot, event.position, false)));
+    Arc::clone(encoded)
+}
+
+fn insert(values: &mut BTreeMap<Topic, Value>, bytes: &mut u64, mut value: Value) {
+    // A snapshot is the whole value, whatever became of the transaction around it.
+    value.event.partial = false;
+    *bytes += value.cost_bytes();
+    if let Some(old) = values.insert(value.event.topic.clone(), value) {
+        *bytes -= old.cost_bytes();
+    }
+}
+
+fn remove(values: &mut BTreeMap<Topic, Value>, bytes: &mut u64, topic: &Topic) -> Option<Value> {
+    let old = values.remove(topic)?;
+    *bytes -= old.cost_bytes();
+    Some(old)
+}
+
+/// Fills the columns that Postgres did not send from an older value of the same row, in its order, so that
+/// equal rows have equal bytes.
+fn merge_unchanged(event: &mut Event, old: &[u8]) {
+    if event.unchanged.is_empty() {
+        return;
+    }
+    let (Ok(new), Ok(old)) = (serde_json::from_slice::<Fields<'_>>(&event.data), serde_json::from_slice(old))
+    else {
+        return;
+    };
+    let (new, old): (Fields<'_>, Fields<'_>) = (new, old);
+    let missing = |name: &str| event.unchanged.iter().any(|unchanged| **unchanged == *name);
+    let mut out = Vec::with_capacity(event.data.len() + 64);
+    let mut write = |name: &str, value: &RawValue| {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        // Writing to a Vec does not fail.
+        let _ = serde_json::to_writer(&mut out, name);
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
+    };
+    for (name, value) in &old.0 {
+        match new.0.iter().find(|(other, _)| other == name) {
+            Some((_, value)) => write(name, value),
+            None if missing(name) => write(name, value),
+            None => {}
+        }
+    }
+    for (name, value) in &new.0 {
+        if !old.0.iter().any(|(other, _)| other == name) {
+            write(name, value);
+        }
+    }
+    if out.is_empty() {
+        return;
+    }
+    out.push(b'}');
+    let unchanged = event.unchanged.iter().filter(|name| !old.0.iter().any(|(other, _)| **other == ***name));
+    event.unchanged = unchanged.cloned().collect();
+    event.data = Bytes::from(out);
+}
+
+/// The fields of a JSON object in their order, values untouched.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> serde::Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Fields<'de>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}

@@ -1,0 +1,375 @@
+//! A subscription: a cursor into the hub's history that can be awaited.
+//!
+//! It registers first and reads then, under one lock, so no wake-up is lost. It holds no events but those
+//! current values that it still has to hand out.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, TopicPattern};
+
+use super::registry::{Waiter, WaiterId};
+use super::{Encoded, Hub, Inner, SubscribeError};
+
+/// Entries of history that one look goes through, so that no subscriber holds the hub for long.
+const SCAN_MAX: usize = 4096;
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Current values of state topics, then what comes.
+    Current,
+    /// What comes.
+    Now,
+    /// Current values that history does not hold, then all of history.
+    Earliest,
+    /// What lies behind this cursor.
+    After(Cursor),
+}
+
+/// What a subscription yields.
+#[derive(Clone, Debug)]
+pub enum Delivery {
+    /// Events, in order, never ending inside a unit (events that share a position).
+    Events(Vec<Arc<Encoded>>),
+    /// Events may be missing before what follows; the subscription goes on from `resume` by itself.
+    Reset(Reset),
+}
+
+/// A place in the history of some topics.
+#[derive(Debug)]
+pub struct Subscription {
+    hub: Arc<Hub>,
+    id: WaiterId,
+    topics: Vec<TopicPattern>,
+    epoch: Epoch,
+    /// Everything up to here is delivered or does not concern it.
+    position: Position,
+    reset: Option<ResetReason>,
+    values: Values,
+    /// The cursor of the last thing that `next` returned.
+    cursor: Cursor,
+}
+
+/// The current values that come before or between events.
+#[derive(Debug)]
+enum Values {
+    /// To be taken as soon as they are exact.
+    Wanted,
+    /// Still to be handed out, in order of position.
+    Taken(VecDeque<Arc<Encoded>>),
+}
+
+impl Subscription {
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        inner: &mut Inner,
+        topics: Vec<TopicPattern>,
+        from: From,
+    ) -> Result<Self, SubscribeError> {
+        let line = inner.line.as_ref().ok_or(SubscribeError::NotStarted)?;
+        let floor = inner.history.floor();
+        // During a replay `now` is where the server is, not where the replay is.
+        let now = line.head.max(line.replay_until);
+        let (mut epoch, mut reset) = (line.epoch, None);
+        let (position, values) = match from {
+            From::Current => (now, Values::Wanted),
+            From::Now => (now, Values::Taken(VecDeque::new())),
+            From::Earliest => (floor, Values::Wanted),
+            From::After(cursor) if cursor.epoch == epoch && cursor.position == Position::ZERO => {
+                (floor, Values::Wanted)
+            }
+            From::After(cursor) => {
+                epoch = cursor.epoch;
+                if epoch == line.epoch && cursor.position > now {
+                    reset = Some(ResetReason::Gap);
+                }
+                (cursor.position, Values::Taken(VecDeque::new()))
+            }
+        };
+        let waiter = Waiter { pending_after: (position < line.head).then_some(position), waker: None };
+        let cursor = match values {
+            Values::Wanted => Cursor::new(epoch, Position::ZERO),
+            Values::Taken(_) => Cursor::new(epoch, position),
+        };
+        let id = inner.registry.add(&topics, waiter);
+        Ok(Self { hub, id, topics, epoch, position, reset, values, cursor })
+    }
+
+    /// Waits until there is something and returns up to `limit` events, more only to complete a unit.
+    /// Cancel safe.
+    pub async fn next(&mut self, limit: usize) -> Delivery {
+        poll_fn(|cx| self.poll_next(cx, limit)).await
+    }
+
+    /// Returns once current values, where they are wanted, are exact and taken. Cancel safe.
+    pub async fn settled(&mut self) {
+        poll_fn(|cx| {
+            let hub = Arc::clone(&self.hub);
+            let inner = &mut *hub.inner.lock();
+            if self.reset_reason(inner).is_some() || self.take_values(inner) {
+                return Poll::Ready(());
+            }
+            park(inner, self.id, cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Bytes of the current values that are still to be handed out.
+    #[must_use]
+    pub fn snapshot_bytes(&self) -> u64 {
+        match &self.values {
+            Values::Wanted => 0,
+            Values::Taken(values) => values.iter().map(|value| value.json().len() as u64).sum(),
+        }
+    }
+
+    /// What to present to go on after what `next` returned last.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// As [`Self::cursor`], but as far on as nothing is pending.
+    pub fn bookmark(&mut self) -> Cursor {
+        let hub = Arc::clone(&self.hub);
+        let inner = &mut *hub.inner.lock();
+        let nothing_left = matches!(&self.values, Values::Taken(values) if values.is_empty());
+        if nothing_left
+            && self.reset_reason(inner).is_none()
+            && let Some(line) = &inner.line
+            && inner.registry.get(self.id).is_some_and(|waiter| waiter.pending_after.is_none())
+        {
+            self.position = self.position.max(line.head);
+            self.cursor = Cursor::new(self.epoch, self.position);
+        }
+        self.cursor
+    }
+
+    /// What is subscribed to.
+    #[must_use]
+    pub fn topics(&self) -> &[TopicPattern] {
+        &self.topics
+    }
+
+    /// Joins `other`, if both have handed out everything up to the head; else gives it back.
+    ///
+    /// # Errors
+    /// Something is still pending in one of the two.
+    #[expect(clippy::result_large_err, reason = "the error is the subscription itself, moved and not copied")]
+    pub fn add(&mut self, mut other: Self) -> Result<(), Self> {
+        let hub = Arc::clone(&self.hub);
+        let inner = &mut *hub.inner.lock();
+        if !(self.caught_up(inner) && other.caught_up(inner)) {
+            return Err(other);
+        }
+        let topics = std::mem::take(&mut other.topics);
+        inner.registry.remove(other.id, &topics);
+        // Its place is given up already; dropping it must not touch whoever takes the place next.
+        other.id = WaiterId::MAX;
+        let new: Vec<_> = topics.into_iter().filter(|topic| !self.topics.contains(topic)).collect();
+        inner.registry.listen(self.id, &new);
+        self.topics.extend(new);
+        Ok(())
+    }
+
+    /// Stops following these.
+    pub fn remove(&mut self, topics: &[TopicPattern]) {
+        let mut inner = self.hub.inner.lock();
+        inner.registry.unlisten(self.id, topics);
+        self.topics.retain(|topic| !topics.contains(topic));
+    }
+
+    fn caught_up(&mut self, inner: &mut Inner) -> bool {
+        let Some(line) = &inner.line else { return false };
+        let nothing_left = matches!(&self.values, Values::Taken(values) if values.is_empty());
+        let parked = inner.registry.get(self.id).is_some_and(|waiter| waiter.pending_after.is_none());
+        let caught_up = nothing_left && parked && self.epoch == line.epoch && self.reset.is_none();
+        if caught_up {
+            self.position = self.position.max(line.head);
+        }
+        caught_up
+    }
+
+    fn reset_reason(&mut self, inner: &mut Inner) -> Option<ResetReason> {
+        let line = inner.line.as_ref()?;
+        let waiter = inner.registry.get(self.id)?;
+        // Parked with nothing pending, it is where the head is, wherever the floor went meanwhile.
+        match waiter.pending_after {
+            Some(after) => self.position = self.position.max(after),
+            None if self.epoch == line.epoch => self.position = self.position.max(line.head),
+            None => {}
+        }
+        self.reset.or_else(|| line.reset_reason(inner.history.floor(), self.epoch, self.position))
+    }
+
+    /// Takes current values if they are wanted and exact; whether nothing is left to be taken.
+    fn take_values(&mut self, inner: &mut Inner) -> bool {
+        if !matches!(self.values, Values::Wanted) {
+            return true;
+        }
+        let Some(line) = &mut inner.line else { return false };
+        if !inner.retained.settled() || line.head < self.position {
+            return false;
+        }
+        let mut values: Vec<Arc<Encoded>> = Vec::new();
+        for pattern in &self.topics {
+            match pattern.as_topic() {
+                Some(topic) => values.extend(inner.retained.get(topic.as_str(), &mut line.encoder)),
+                None => values.extend(inner.retained.matching(pattern, &mut line.encoder)),
+            }
+        }
+        // What history still tells, an event will tell.
+        values.retain(|value| !inner.history.has_after(value.topic().as_str(), self.position));
+        values.sort_unstable_by(|a, b| (a.position(), a.topic()).cmp(&(b.position(), b.topic())));
+        values.dedup_by(|a, b| a.topic() == b.topic());
+        self.values = Values::Taken(values.into());
+        true
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<Delivery> {
+        let hub = Arc::clone(&self.hub);
+        let inner = &mut *hub.inner.lock();
+        if let Some(reason) = self.reset_reason(inner) {
+            return Poll::Ready(self.begin_again(inner, reason));
+        }
+        if !self.take_values(inner) {
+            park(inner, self.id, cx);
+            return Poll::Pending;
+        }
+        let events = self.collect(inner, limit.max(1));
+        if let Some(newest) = events.last() {
+            self.cursor = newest.cursor();
+            return Poll::Ready(Delivery::Events(events));
+        }
+        let Some(waiter) = inner.registry.get(self.id) else { return Poll::Pending };
+        if waiter.pending_after.is_some() {
+            // The look ended early; let others have the hub before the next one.
+            cx.waker().wake_by_ref();
+        } else {
+            park(inner, self.id, cx);
+        }
+        Poll::Pending
+    }
+
+    fn begin_again(&mut self, inner: &mut Inner, reason: ResetReason) -> Delivery {
+        let floor = inner.history.floor();
+        if let Some(line) = &inner.line {
+            self.epoch = line.epoch;
+        }
+        if let Some(waiter) = inner.registry.get(self.id) {
+            waiter.pending_after = Some(floor);
+        }
+        (self.position, self.values, self.reset) = (floor, Values::Wanted, None);
+        self.cursor = Cursor::new(self.epoch, Position::ZERO);
+        Delivery::Reset(Reset { reason, resume: self.cursor })
+    }
+
+    /// Merges current values and history by position, up to `limit`; notes how far it looked.
+    fn collect(&mut self, inner: &mut Inner, limit: usize) -> Vec<Arc<Encoded>> {
+        let Some(head) = inner.line.as_ref().map(|line| line.head) else { return Vec::new() };
+        let Values::Taken(values) = &mut self.values else { return Vec::new() };
+        let (history, looked_until) = find(inner, &self.topics, self.position, limit);
+        let mut history = history.into_iter().peekable();
+        let mut events: Vec<Arc<Encoded>> = Vec::new();
+        loop {
+            let from_values = match (values.front(), history.peek()) {
+                (Some(value), Some(event)) => value.position() <= event.position(),
+                (Some(value), None) => looked_until.is_none_or(|until| value.position() <= until),
+                (None, Some(_)) => false,
+                (None, None) => break,
+            };
+            let next = if from_values { values.front() } else { history.peek() };
+            let Some(next) = next else { break };
+            let unit_ends = events.last().is_some_and(|last| last.position() != next.position());
+            if events.len() >= limit && unit_ends {
+                break;
+            }
+            events.extend(if from_values { values.pop_front() } else { history.next() });
+        }
+        // Everything before the next event in history is dealt with; current values move no position.
+        let until = history.peek().map(|next| next.position().predecessor()).or(looked_until);
+        self.position = self.position.max(until.unwrap_or(head));
+        if let Some(waiter) = inner.registry.get(self.id) {
+            waiter.pending_after = until.map(|_| self.position);
+        }
+        events
+    }
+}
+
+/// Events of `topics` behind `position`: at least `limit` whole units' worth where there are as many. The
+/// second value says up to where was looked, if not up to the head.
+fn find(
+    inner: &Inner,
+    topics: &[TopicPattern],
+    position: Position,
+    limit: usize,
+) -> (Vec<Arc<Encoded>>, Option<Position>) {
+    let mut found: Vec<Arc<Encoded>> = Vec::new();
+    if let [only] = topics
+        && let Some(topic) = only.as_topic()
+    {
+        take_units(inner.history.of_topic(topic.as_str(), position), limit, &mut found);
+        return (found, None);
+    }
+    if topics.iter().all(|topic| topic.as_topic().is_some()) {
+        for topic in topics {
+            take_units(inner.history.of_topic(topic.as_str(), position), limit, &mut found);
+        }
+        found.sort_by_key(|event| (event.position(), event.index));
+        return (found, None);
+    }
+    let mut looked = 0_usize;
+    let mut last = position;
+    for event in inner.history.all(position) {
+        let unit_ends = event.position() != last;
+        if unit_ends && (looked >= SCAN_MAX || found.len() > limit) {
+            return (found, Some(last));
+        }
+        if topics.iter().any(|pattern| pattern.matches(event.topic())) {
+            found.push(Arc::clone(event));
+        }
+        (looked, last) = (looked + 1, event.position());
+    }
+    (found, None)
+}
+
+/// Takes whole units until there are `limit` events, and one unit more, so that the caller sees that there
+/// is more.
+fn take_units<'a>(
+    events: impl Iterator<Item = &'a Arc<Encoded>>,
+    limit: usize,
+    found: &mut Vec<Arc<Encoded>>,
+) {
+    let (mut taken, mut beyond) = (0_usize, false);
+    let mut last = None;
+    for event in events {
+        if taken >= limit && last != Some(event.position()) {
+            if beyond {
+                break;
+            }
+            beyond = true;
+        }
+        (taken, last) = (taken + 1, Some(event.position()));
+        found.push(Arc::clone(event));
+    }
+}
+
+fn park(inner: &mut Inner, id: WaiterId, cx: &Context<'_>) {
+    if let Some(waiter) = inner.registry.get(id) {
+        match &mut waiter.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => waiter.waker = Some(cx.waker().clone()),
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut inner = self.hub.inner.lock();
+        inner.registry.remove(self.id, &self.topics);
+    }
+}
