@@ -14,7 +14,7 @@
 //! - [`router`]: rules, topics, payloads; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
-//! - [`transport`]: HTTP
+//! - [`transport`]: plain HTTP, one dialect per file
 //! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics
 //! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
 //! - [`cli`]: the commands

@@ -1,1 +1,3 @@
+//! The `walcast` command.
+
 fn main() {}
