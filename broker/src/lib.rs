@@ -13,9 +13,12 @@
 //! - [`router`]: rules, topics, payloads; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
+//! - [`health`]: what is unwell, in words
+//! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
 
 pub mod backbone;
 pub mod event;
+pub mod health;
 pub mod hub;
 pub mod router;
 pub mod source;

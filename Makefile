@@ -1,0 +1,11 @@
+# A server that already runs is used through DATABASE_URL and REDIS_URL; else each test starts its own.
+.PHONY: setup build demo test check doc fmt clean
+
+setup: ; @scripts/setup
+build: setup ; cargo build --release --locked --workspace
+demo: setup ; cargo run --release --locked -p walcast -- demo $(ARGS)
+test: setup check ; cargo test --workspace --locked
+check: setup ; scripts/check
+doc: ; cargo doc --no-deps --workspace --locked --open
+fmt: ; cargo fmt --all
+clean: ; cargo clean

@@ -1,0 +1,130 @@
+//! What is well and what is not, in words: parts report here, the admin listener reads.
+//!
+//! A node is ready when every part that it is made of is well. Nothing here decides what to do about it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// The parts of a node that can be unwell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The replication stream.
+    Stream,
+    /// The visibility gate.
+    Gate,
+    /// Current values of state topics.
+    State,
+    /// The floor slot.
+    Floor,
+    /// Rules as loaded last.
+    Rules,
+    /// The node as a whole: starting, draining.
+    Node,
+}
+
+impl Part {
+    /// The name in `/readyz`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Gate => "gate",
+            Self::State => "state",
+            Self::Floor => "floor",
+            Self::Rules => "rules",
+            Self::Node => "node",
+        }
+    }
+
+    /// Whether a node with this part unwell still serves its clients as promised.
+    #[must_use]
+    pub const fn advisory(self) -> bool {
+        matches!(self, Self::Floor | Self::Rules)
+    }
+}
+
+/// The state of all parts.
+#[derive(Debug)]
+pub struct Health {
+    inner: Mutex<Inner>,
+    /// A stream that was silent for longer does not move.
+    silence_max: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    unwell: BTreeMap<Part, String>,
+    last_beat: Option<Instant>,
+}
+
+impl Health {
+    /// All parts well, but for a stream that has not begun; it counts as moving for `silence_max` after each
+    /// sign of life.
+    #[must_use]
+    pub fn new(silence_max: Duration) -> Self {
+        let unwell = BTreeMap::from([(Part::Stream, "not connected to Postgres yet".to_owned())]);
+        Self { inner: Mutex::new(Inner { unwell, last_beat: None }), silence_max }
+    }
+
+    /// The part is well.
+    pub fn well(&self, part: Part) {
+        self.inner.lock().unwell.remove(&part);
+    }
+
+    /// The part is unwell: what is wrong, and what to do.
+    pub fn unwell(&self, part: Part, reason: impl Into<String>) {
+        self.inner.lock().unwell.insert(part, reason.into());
+    }
+
+    /// The stream gave a sign of life.
+    pub fn beat(&self, now: Instant) {
+        let mut inner = self.inner.lock();
+        inner.last_beat = Some(now);
+        inner.unwell.remove(&Part::Stream);
+    }
+
+    /// Everything that is wrong now.
+    #[must_use]
+    pub fn problems(&self, now: Instant) -> BTreeMap<Part, String> {
+        let inner = self.inner.lock();
+        let mut problems = inner.unwell.clone();
+        if let Some(last) = inner.last_beat {
+            let silent = now.saturating_duration_since(last);
+            if silent > self.silence_max {
+                let seconds = silent.as_secs();
+                let reason = || format!("nothing came from Postgres for {seconds} s; see the log");
+                problems.entry(Part::Stream).or_insert_with(reason);
+            }
+        }
+        problems
+    }
+
+    /// No part is unwell, leaving out those whose trouble clients do not feel.
+    #[must_use]
+    pub fn ready(&self, now: Instant) -> bool {
+        self.problems(now).keys().all(|part| part.advisory())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_when_the_stream_moves_and_nothing_is_wrong() {
+        let health = Health::new(Duration::from_secs(10));
+        let start = Instant::now();
+        assert!(!health.ready(start));
+        health.beat(start);
+        assert!(health.ready(start));
+        assert!(!health.ready(start + Duration::from_secs(11)));
+        health.unwell(Part::Gate, "waits");
+        assert!(!health.ready(start));
+        health.well(Part::Gate);
+        health.unwell(Part::Floor, "cannot be moved");
+        assert!(health.ready(start));
+        assert_eq!(health.problems(start).len(), 1);
+    }
+}
