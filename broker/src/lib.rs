@@ -17,11 +17,12 @@
 //! - [`transport`]: HTTP
 //! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics
 //! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
-//! - [`cli`]: the commands
+//! - [`cli`]: the commands; [`throwaway`]: a Postgres server of our own for them and for tests
 
 pub mod backbone;
 pub mod event;
 pub mod hub;
 pub mod router;
 pub mod source;
+pub mod throwaway;
 pub mod value;
