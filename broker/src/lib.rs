@@ -22,4 +22,5 @@ pub mod health;
 pub mod hub;
 pub mod router;
 pub mod source;
+pub mod throwaway;
 pub mod value;

@@ -1,0 +1,249 @@
+//! What is the same on all transports: the messages, and the cursor from which to go on.
+//!
+//! The cursor never runs ahead of what was handed out, so going on from it loses nothing. It may lag by
+//! the events of one record of the log, which share a cursor; of those, the ones already handed out are
+//! remembered and not handed out again.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use walcast_wire::{Cursor, Op, ProblemCode, Reset, Topic, TopicPattern};
+
+use crate::{After, Error, Event, EventsRequest, PollStream, SseStream, WsStream};
+
+/// What arrives on a stream.
+#[derive(Debug)]
+pub enum Message {
+    /// Something happened, or (with `op` snapshot) is so.
+    Event(Event),
+    /// The broker confirmed which topics this WebSocket waits for.
+    Subscribed {
+        /// All of them.
+        topics: Vec<TopicPattern>,
+        /// Where delivery goes on.
+        cursor: Cursor,
+    },
+    /// Events may be missing before what follows. What was derived from earlier ones is to be rebuilt.
+    Reset(Reset),
+    /// The broker refused a frame of ours; the stream goes on.
+    Refused {
+        /// Stable code.
+        code: ProblemCode,
+        /// For people.
+        detail: String,
+    },
+    /// The broker ended the stream in good order; nothing follows. Come back with the cursor.
+    Bye {
+        /// After this time, if the broker named one.
+        retry: Option<Duration>,
+    },
+}
+
+/// What is waited for, and how far it was received.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    request: EventsRequest,
+    cursor: Option<Cursor>,
+    /// The cursor of the newest event, while more events with the same one may follow.
+    unit: Option<Cursor>,
+    /// The topics of the events that had it.
+    unit_topics: HashSet<Topic>,
+    /// Each event has a cursor of its own.
+    single: bool,
+}
+
+impl Subscription {
+    /// A subscription that received nothing yet.
+    #[must_use]
+    pub fn new(request: EventsRequest) -> Self {
+        let cursor = match request.after {
+            After::Cursor(cursor) => Some(cursor),
+            _ => None,
+        };
+        let single = request.single_topic().is_some();
+        Self { request, cursor, unit: None, unit_topics: HashSet::new(), single }
+    }
+
+    /// Everything up to here was handed out. `None` until the broker named a cursor.
+    #[must_use]
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.cursor
+    }
+
+    /// The request that goes on from the cursor.
+    #[must_use]
+    pub fn request(&self) -> EventsRequest {
+        let mut request = self.request.clone();
+        if let Some(cursor) = self.cursor {
+            request.after = After::Cursor(cursor);
+        }
+        request
+    }
+
+    /// Notes an event; false if it was handed out before.
+    pub(crate) fn admit(&mut self, event: &Event) -> bool {
+        // A current value carries the cursor of its change, which says nothing of how far we are.
+        if event.op == Op::Snapshot {
+            return true;
+        }
+        if self.unit == Some(event.cursor) {
+            return self.unit_topics.insert(event.topic.clone());
+        }
+        if let Some(complete) = self.unit.take() {
+            self.cursor = Some(complete);
+        }
+        self.unit_topics.clear();
+        if self.single {
+            self.cursor = Some(event.cursor);
+        } else {
+            self.unit = Some(event.cursor);
+            self.unit_topics.insert(event.topic.clone());
+        }
+        true
+    }
+
+    /// Notes that everything up to `cursor` was handed out.
+    pub(crate) fn reached(&mut self, cursor: Cursor) {
+        self.cursor = Some(cursor);
+        self.unit = None;
+        self.unit_topics.clear();
+    }
+}
+
+/// A way to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Long-poll.
+    Poll,
+    /// Server-sent events.
+    Sse,
+    /// WebSocket.
+    WebSocket,
+}
+
+impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Poll, Self::Sse, Self::WebSocket];
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Poll => "poll",
+            Self::Sse => "sse",
+            Self::WebSocket => "ws",
+        })
+    }
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = Self::ALL.into_iter();
+        all.into_iter()
+            .find(|transport| transport.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is no transport; choose poll, sse or ws"))
+    }
+}
+
+/// A stream over any transport.
+#[derive(Debug)]
+pub enum Stream {
+    /// Long-poll.
+    Poll(PollStream),
+    /// Server-sent events.
+    Sse(SseStream),
+    /// WebSocket.
+    WebSocket(Box<WsStream>),
+}
+
+impl Stream {
+    /// The next message; `None` once the stream has ended. May be dropped and called again without loss.
+    ///
+    /// # Errors
+    /// The connection broke, or the broker refused.
+    pub async fn next(&mut self) -> Result<Option<Message>, Error> {
+        match self {
+            Self::Poll(stream) => stream.next().await,
+            Self::Sse(stream) => stream.next().await,
+            Self::WebSocket(stream) => stream.next().await,
+        }
+    }
+
+    /// What is waited for, and how far it was received.
+    #[must_use]
+    pub fn subscription(&self) -> &Subscription {
+        match self {
+            Self::Poll(stream) => stream.subscription(),
+            Self::Sse(stream) => stream.subscription(),
+            Self::WebSocket(stream) => stream.subscription(),
+        }
+    }
+
+    /// Ends the stream, keeping what is needed to go on.
+    #[must_use]
+    pub fn into_subscription(self) -> Subscription {
+        self.subscription().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walcast_wire::{Epoch, Position};
+
+    use super::*;
+
+    fn cursor(n: u64) -> Cursor {
+        Cursor::new(Epoch(1), Position::new(n, 1))
+    }
+
+    fn event(n: u64, topic: &str, op: &str) -> Event {
+        let json = format!(r#"{{"cursor":"{}","topic":"{topic}","op":"{op}","data":null}}"#, cursor(n));
+        serde_json::from_str(&json).unwrap()
+    }
+
+    fn subscription(topics: &[&str]) -> Subscription {
+        Subscription::new(EventsRequest::new(topics.iter().map(|topic| topic.parse().unwrap())))
+    }
+
+    #[test]
+    fn the_cursor_waits_for_the_whole_record() {
+        let mut it = subscription(&["vm/*"]);
+        assert!(it.admit(&event(5, "vm/a", "delete")));
+        assert_eq!(it.cursor(), None);
+        assert!(it.admit(&event(5, "vm/b", "update")));
+        assert_eq!(it.cursor(), None);
+        assert!(it.admit(&event(6, "vm/a", "update")));
+        assert_eq!(it.cursor(), Some(cursor(5)));
+        it.reached(cursor(9));
+        assert_eq!(it.request().after, After::Cursor(cursor(9)));
+    }
+
+    #[test]
+    fn a_record_that_was_cut_is_completed_without_repetition() {
+        let mut it = subscription(&["vm/*"]);
+        it.reached(cursor(4));
+        assert!(it.admit(&event(5, "vm/a", "delete")));
+        assert_eq!(it.request().after, After::Cursor(cursor(4)));
+        assert!(!it.admit(&event(5, "vm/a", "delete")), "sent again after the cut");
+        assert!(it.admit(&event(5, "vm/b", "update")));
+    }
+
+    #[test]
+    fn one_topic_has_one_event_per_cursor() {
+        let mut it = subscription(&["vm/a"]);
+        assert!(it.admit(&event(5, "vm/a", "update")));
+        assert_eq!(it.cursor(), Some(cursor(5)));
+    }
+
+    #[test]
+    fn current_values_do_not_move_the_cursor() {
+        let mut it = subscription(&["vm/a"]);
+        it.reached(cursor(9));
+        assert!(it.admit(&event(5, "vm/a", "snapshot")));
+        assert_eq!(it.cursor(), Some(cursor(9)));
+    }
+}

@@ -1,0 +1,212 @@
+//! WebSocket: JSON text frames, one event each.
+//!
+//! The upgrade is made by our own HTTP side, so that a refusal is read like any other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use hyper::StatusCode;
+use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Error as WsError};
+use walcast_wire::{ClientFrame, CloseCode, ServerFrame, TopicPattern};
+
+use crate::connection::{Endpoint, SILENCE_MAX};
+use crate::{After, Data, Error, Message, Subscription};
+
+/// The largest event that is read; the broker's default limit is 1 MiB.
+const EVENT_BYTES_MAX: usize = 16 << 20;
+/// Small, for a process may hold thousands of sockets; it grows with a frame.
+const READ_BUFFER_BYTES: usize = 4096;
+
+/// A WebSocket that waits for events.
+#[derive(Debug)]
+pub struct WsStream {
+    endpoint: Arc<Endpoint>,
+    subscription: Subscription,
+    socket: WebSocketStream<TcpStream>,
+    ended: bool,
+}
+
+impl WsStream {
+    pub(crate) async fn open(endpoint: Arc<Endpoint>, subscription: Subscription) -> Result<Self, Error> {
+        let silent = || Error::Silent { address: endpoint.address().to_owned(), after: SILENCE_MAX };
+        let socket =
+            timeout(SILENCE_MAX, upgrade(&endpoint, &subscription)).await.map_err(|_| silent())??;
+        Ok(Self { endpoint, subscription, socket, ended: false })
+    }
+
+    /// As [`Stream::next`](crate::Stream::next).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn next(&mut self) -> Result<Option<Message>, Error> {
+        while !self.ended {
+            let received = timeout(SILENCE_MAX, self.socket.next()).await;
+            let received = received.map_err(|_| Error::Silent {
+                address: self.endpoint.address().to_owned(),
+                after: SILENCE_MAX,
+            })?;
+            match received {
+                Some(Ok(tungstenite::Message::Text(text))) => {
+                    let frame = serde_json::from_str::<ServerFrame<Data>>(&text);
+                    let frame = frame.map_err(|error| self.endpoint.protocol(error.to_string()))?;
+                    if let Some(message) = self.read(frame) {
+                        return Ok(Some(message));
+                    }
+                }
+                Some(Ok(tungstenite::Message::Close(frame))) => {
+                    self.ended = true;
+                    return bye(frame).map(Some);
+                }
+                // Pings are answered by the socket itself; walcast sends no binary frames.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Err(self.broken(&error));
+                }
+                None => {
+                    self.ended = true;
+                    return Err(self.broken(&WsError::ConnectionClosed));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for further topics, from `after` on. Answered by [`Message::Subscribed`]. They belong to this
+    /// connection only: a resumed stream asks for what its request named.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn subscribe(&mut self, topics: Vec<TopicPattern>, after: After) -> Result<(), Error> {
+        self.send(&ClientFrame::Subscribe { topics, after: after.value() }).await
+    }
+
+    /// Waits no longer for `topics`, named as they were subscribed.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn unsubscribe(&mut self, topics: Vec<TopicPattern>) -> Result<(), Error> {
+        self.send(&ClientFrame::Unsubscribe { topics }).await
+    }
+
+    /// Says goodbye. Dropping the stream does without.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn close(mut self) -> Result<(), Error> {
+        let closed = self.socket.close(None).await;
+        closed.map_err(|error| self.broken(&error))
+    }
+
+    async fn send(&mut self, frame: &ClientFrame) -> Result<(), Error> {
+        let text = serde_json::to_string(frame).map_err(|error| Error::Request(error.to_string()))?;
+        let sent = self.socket.send(tungstenite::Message::text(text)).await;
+        sent.map_err(|error| self.broken(&error))
+    }
+
+    fn read(&mut self, frame: ServerFrame<Data>) -> Option<Message> {
+        match frame {
+            ServerFrame::Event(event) => self.subscription.admit(&event).then_some(Message::Event(event)),
+            ServerFrame::Subscribed { topics, cursor } => {
+                self.subscription.reached(cursor);
+                Some(Message::Subscribed { topics, cursor })
+            }
+            ServerFrame::Reset(reset) => {
+                self.subscription.reached(reset.resume);
+                Some(Message::Reset(reset))
+            }
+            ServerFrame::Error { code, detail } => Some(Message::Refused { code, detail }),
+        }
+    }
+
+    fn broken(&self, error: &WsError) -> Error {
+        self.endpoint.broken(error)
+    }
+
+    /// What is waited for, and how far it was received.
+    #[must_use]
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+}
+
+async fn upgrade(
+    endpoint: &Endpoint,
+    subscription: &Subscription,
+) -> Result<WebSocketStream<TcpStream>, Error> {
+    let target = format!("/v1/ws{}", subscription.request().stream_query().as_str());
+    let key = generate_key();
+    let get = endpoint
+        .request("GET", &target)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_VERSION, "13")
+        .header(SEC_WEBSOCKET_KEY, &key);
+    let (_connection, mut response) = endpoint.send(get, Bytes::new()).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let (head, body) = response.into_parts();
+        let body = endpoint.read(body).await?;
+        return Err(endpoint.refusal(head.status, &head.headers, &body));
+    }
+    let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT).map(|value| value.as_bytes().to_vec());
+    if accepted.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+        return Err(endpoint.protocol("it accepts another WebSocket than this one".to_owned()));
+    }
+    let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| endpoint.broken(&error))?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>();
+    let parts = parts.map_err(|_| endpoint.protocol("the upgraded connection is not TCP".to_owned()))?;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(EVENT_BYTES_MAX))
+        .max_frame_size(Some(EVENT_BYTES_MAX));
+    let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    Ok(WebSocketStream::from_partially_read(stream, read, Role::Client, Some(config)).await)
+}
+
+/// What a close frame means.
+fn bye(frame: Option<CloseFrame>) -> Result<Message, Error> {
+    let Some(frame) = frame else { return Ok(Message::Bye { retry: None }) };
+    let code = u16::from(frame.code);
+    if code == CloseCode::GoingAway.code() || code == 1000 {
+        return Ok(Message::Bye { retry: delay(&frame.reason) });
+    }
+    Err(Error::Closed { code, reason: frame.reason.to_string() })
+}
+
+/// The delay in a drain's close reason: its first whole number, in milliseconds.
+fn delay(reason: &str) -> Option<Duration> {
+    let digits = reason.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty())?;
+    digits.parse().ok().map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as Code;
+
+    use super::*;
+
+    #[test]
+    fn closes() {
+        let close =
+            |code: u16, reason: &str| bye(Some(CloseFrame { code: Code::from(code), reason: reason.into() }));
+        let retry = |message| match message {
+            Ok(Message::Bye { retry }) => retry,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(retry(close(1001, "draining; retry in 1500 ms")), Some(Duration::from_millis(1500)));
+        assert_eq!(retry(close(1000, "")), None);
+        assert_eq!(retry(bye(None)), None);
+        assert!(matches!(close(4008, "slow"), Err(Error::Closed { code: 4008, .. })));
+    }
+}
