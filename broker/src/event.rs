@@ -174,22 +174,24 @@ impl Snapshot {
     }
 }
 
-/// A seeding: which tables, as which snapshot sees them.
-#[derive(Clone, Debug)]
-pub struct SeedBegin {
-    /// The tables to come; values of theirs that are not read again are gone.
-    pub tables: Arc<[Arc<str>]>,
-    /// What the rows contain.
-    pub snapshot: Arc<Snapshot>,
-}
-
-/// Rows of a state table.
+/// Rows of a state table as one snapshot sees them.
 #[derive(Clone, Debug)]
 pub struct SeedRows {
+    /// The snapshot, shared by all parts of a seeding.
+    pub snapshot: Arc<Snapshot>,
     /// The rows' table.
     pub relation: Arc<Relation>,
     /// Some of its rows.
     pub rows: Vec<Row>,
+}
+
+/// The end of a seeding.
+#[derive(Clone, Debug)]
+pub struct SeedEnd {
+    /// What the rows contain.
+    pub snapshot: Arc<Snapshot>,
+    /// The settle point, an LSN: state is exact once the head reaches it.
+    pub settle: u64,
 }
 
 /// What a source yields.
@@ -199,13 +201,14 @@ pub enum Changes {
     Start(Start),
     /// Part of a transaction, visible to other sessions (unless delivery is `fast`).
     Transaction(TransactionPart),
-    /// Seeding starts. The snapshot is taken already, and no transaction was yielded since: one that
-    /// follows is either contained in the snapshot, and so older than the rows to come, or newer.
-    SeedBegin(SeedBegin),
+    /// Seeding starts: from now on, until [`Changes::SeedEnd`], streamed transactions may or may not be
+    /// contained in what [`Changes::Seed`] brings. Names the tables to come; values of theirs that are not
+    /// read again are gone.
+    SeedBegin(Arc<[Arc<str>]>),
     /// Rows read by seeding.
     Seed(SeedRows),
-    /// Seeding ended; the settle point is an LSN: state is exact once the head reaches it.
-    SeedEnd(u64),
+    /// Seeding ended.
+    SeedEnd(SeedEnd),
     /// Nothing happened up to this LSN.
     Idle(u64),
 }
@@ -319,11 +322,18 @@ pub enum Note {
         replay_until: Position,
     },
     /// See [`Changes::SeedBegin`].
-    SeedBegin(SeedBegin),
+    SeedBegin(Arc<[Arc<str>]>),
     /// Current values, `op` snapshot; their position is the settle point, which is not known yet.
-    Seed(Arc<[Event]>),
+    Seed {
+        /// What they contain.
+        snapshot: Arc<Snapshot>,
+        /// One per row.
+        events: Arc<[Event]>,
+    },
     /// See [`Changes::SeedEnd`].
     SeedEnd {
+        /// What the rows contain.
+        snapshot: Arc<Snapshot>,
         /// The settle point.
         settle: Position,
     },

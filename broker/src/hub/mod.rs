@@ -269,9 +269,9 @@ impl Inner {
         match &batch.note {
             None => {}
             Some(Note::Start { replay_until }) => line.replay_until = *replay_until,
-            Some(Note::SeedBegin(begin)) => self.retained.seed_begin(begin.clone()),
-            Some(Note::Seed(events)) => self.retained.seed(events),
-            Some(Note::SeedEnd { settle }) => self.retained.seed_end(*settle),
+            Some(Note::SeedBegin(tables)) => self.retained.seed_begin(Arc::clone(tables)),
+            Some(Note::Seed { snapshot, events }) => self.retained.seed(snapshot, events),
+            Some(Note::SeedEnd { snapshot, settle }) => self.retained.seed_end(snapshot, *settle),
         }
         if batch.upto > line.head {
             let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use walcast_wire::{Op, Position, Topic, TopicPattern};
 
 use super::encoded::{Encoded, Encoder};
-use crate::event::{Commit, Effect, Event, SeedBegin, Snapshot};
+use crate::event::{Commit, Effect, Event, Snapshot};
 
 /// Bookkeeping that a value costs beside its bytes.
 const OVERHEAD_BYTES: usize = 256;
@@ -42,12 +42,20 @@ impl Value {
 #[derive(Debug)]
 struct Seeding {
     tables: Arc<[Arc<str>]>,
-    snapshot: Arc<Snapshot>,
+    /// Known once rows come.
+    snapshot: Option<Arc<Snapshot>>,
     /// Rows are still to come.
     reading: bool,
     /// Topics and tables cleared since it began, by which transaction.
     cleared: HashMap<Topic, u32>,
     cleared_tables: HashMap<Arc<str>, u32>,
+}
+
+impl Seeding {
+    /// Whether the rows read already contain what this transaction did.
+    fn contains(&self, xid: u32) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.contains(xid))
+    }
 }
 
 /// Whether an event goes on into history.
@@ -82,12 +90,12 @@ impl Retained {
         self.bytes
     }
 
-    pub(super) fn seed_begin(&mut self, begin: SeedBegin) {
+    pub(super) fn seed_begin(&mut self, tables: Arc<[Arc<str>]>) {
         self.round += 1;
         (self.settled, self.settle) = (false, None);
         self.seeding = Some(Seeding {
-            tables: begin.tables,
-            snapshot: begin.snapshot,
+            tables,
+            snapshot: None,
             reading: true,
             cleared: HashMap::new(),
             cleared_tables: HashMap::new(),
@@ -95,11 +103,12 @@ impl Retained {
     }
 
     /// Takes rows read by seeding, unless the stream brought something newer.
-    pub(super) fn seed(&mut self, events: &[Event]) {
-        let Some(seeding) = &self.seeding else { return };
+    pub(super) fn seed(&mut self, snapshot: &Arc<Snapshot>, events: &[Event]) {
+        let Some(seeding) = &mut self.seeding else { return };
+        let snapshot = &**seeding.snapshot.get_or_insert_with(|| Arc::clone(snapshot));
         for event in events {
             let Some(state) = &event.state else { continue };
-            let newer = |xid: Option<u32>| xid.is_some_and(|xid| !seeding.snapshot.contains(xid));
+            let newer = |xid: Option<u32>| xid.is_some_and(|xid| !snapshot.contains(xid));
             if newer(seeding.cleared_tables.get(&state.table).copied())
                 || newer(seeding.cleared.get(&event.topic).copied())
             {
@@ -121,12 +130,13 @@ impl Retained {
     }
 
     /// All rows were read: values of the seeded tables that were not confirmed are gone.
-    pub(super) fn seed_end(&mut self, settle: Position) {
+    pub(super) fn seed_end(&mut self, snapshot: &Arc<Snapshot>, settle: Position) {
         let Some(seeding) = &mut self.seeding else { return };
         seeding.reading = false;
+        let snapshot = &**seeding.snapshot.get_or_insert_with(|| Arc::clone(snapshot));
         let (round, bytes) = (self.round, &mut self.bytes);
         self.values.retain(|_, value| {
-            let newer = value.xid().is_some_and(|xid| !seeding.snapshot.contains(xid));
+            let newer = value.xid().is_some_and(|xid| !snapshot.contains(xid));
             let keep = value.round == round || newer || !seeding.tables.contains(&value.table);
             if !keep {
                 *bytes -= value.cost_bytes();
@@ -159,7 +169,7 @@ impl Retained {
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(&state.table)
         {
-            if seeding.snapshot.contains(commit.xid) {
+            if seeding.contains(commit.xid) {
                 return Verdict::Keep;
             }
             match state.effect {
@@ -195,11 +205,10 @@ impl Retained {
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(table)
         {
-            if seeding.snapshot.contains(commit.xid) {
+            if seeding.contains(commit.xid) {
                 return Vec::new();
             }
             seeding.cleared_tables.insert(Arc::clone(table), commit.xid);
-            seeding.cleared.retain(|_, xid| *xid == commit.xid);
         }
         let mut topics = Vec::new();
         let bytes = &mut self.bytes;

@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Commit, SeedBegin, Snapshot};
+use crate::event::{Commit, Snapshot};
 
 fn hub(events: usize) -> Arc<Hub> {
     Hub::new(Config { events, ..Config::default() })
@@ -73,8 +73,8 @@ impl Feed {
     /// A feed whose values are exact from the start.
     fn settled(events: usize) -> Self {
         let feed = Self::new(events);
-        feed.begin_seed("1:1:");
-        feed.note(Note::SeedEnd { settle: feed.head });
+        feed.begin_seed();
+        feed.end_seed("1:1:", feed.head);
         feed
     }
 
@@ -89,9 +89,19 @@ impl Feed {
         self.hub.ingest(&batch, self.now).unwrap();
     }
 
-    fn begin_seed(&self, snapshot: &str) {
-        let snapshot = Arc::new(Snapshot::parse(snapshot).unwrap());
-        self.note(Note::SeedBegin(SeedBegin { tables: Arc::from(["public.vms".into()]), snapshot }));
+    fn begin_seed(&self) {
+        self.note(Note::SeedBegin(Arc::from(["public.vms".into()])));
+    }
+
+    fn seed(&self, snapshot: &str, events: Vec<Event>) {
+        self.note(Note::Seed {
+            snapshot: Arc::new(Snapshot::parse(snapshot).unwrap()),
+            events: events.into(),
+        });
+    }
+
+    fn end_seed(&self, snapshot: &str, settle: Position) {
+        self.note(Note::SeedEnd { snapshot: Arc::new(Snapshot::parse(snapshot).unwrap()), settle });
     }
 
     fn send(&mut self, entries: Vec<Entry>) {
@@ -228,8 +238,8 @@ fn other_epochs_future_cursors_and_gaps_are_told() {
     feed.head = Position::before(200);
     feed.send(vec![message(201, 1, "b")]);
     assert_eq!(events(&mut parked, 1), ["reset Gap"]);
-    feed.begin_seed("1:1:");
-    feed.note(Note::SeedEnd { settle: feed.head });
+    feed.begin_seed();
+    feed.end_seed("1:1:", feed.head);
     assert_eq!(events(&mut parked, 1), [""; 0]);
     feed.epoch = Epoch(2);
     feed.note(Note::Start { replay_until: feed.head });
@@ -352,17 +362,15 @@ fn seeding_is_exact_by_transaction_id() {
     let mut feed = Feed::new(100);
     let mut early = feed.subscribe(&["vm/*"], From::Current);
     // Transactions below 20 are in the snapshot, whatever their place in the stream.
-    feed.begin_seed("20:20:");
+    feed.begin_seed();
     feed.send(vec![put(101, 25, "vm/new", "1"), clear(101, 26, "vm/gone"), put(101, 15, "vm/old", "0")]);
     assert_eq!(events(&mut early, 10), [""; 0]);
-    feed.note(Note::Seed(Arc::from([
-        seeded("vm/new", "0"),
-        seeded("vm/gone", "0"),
-        seeded("vm/old", "2"),
-        seeded("vm/quiet", "3"),
-    ])));
+    feed.seed(
+        "20:20:",
+        vec![seeded("vm/new", "0"), seeded("vm/gone", "0"), seeded("vm/old", "2"), seeded("vm/quiet", "3")],
+    );
     feed.send(vec![clear(103, 16, "vm/old"), put(105, 27, "vm/quiet", "4")]);
-    feed.note(Note::SeedEnd { settle: Position::before(110) });
+    feed.end_seed("20:20:", Position::before(110));
     assert!(!feed.hub.status().settled);
     assert!(matches!(feed.hub.current(&Topic::new("vm/old").unwrap()), Current::Unsettled));
     feed.send_upto(vec![], Position::before(110));
@@ -380,9 +388,9 @@ fn seeding_is_exact_by_transaction_id() {
 fn a_second_seeding_forgets_rows_that_are_gone() {
     let mut feed = Feed::settled(1);
     feed.send(vec![put(101, 10, "vm/a", "1"), put(101, 10, "vm/b", "1")]);
-    feed.begin_seed("20:20:");
-    feed.note(Note::Seed(Arc::from([seeded("vm/a", "2")])));
-    feed.note(Note::SeedEnd { settle: feed.head });
+    feed.begin_seed();
+    feed.seed("20:20:", vec![seeded("vm/a", "2")]);
+    feed.end_seed("20:20:", feed.head);
     assert_eq!(feed.hub.status().values, 1);
 }
 
@@ -422,8 +430,8 @@ fn limits_hold() {
     let full = Hub::new(Config { state_bytes: 300, ..Config::default() });
     let mut full = Feed { hub: full, ..Feed::settled(1) };
     full.note(Note::Start { replay_until: full.head });
-    full.begin_seed("1:1:");
-    full.note(Note::SeedEnd { settle: full.head });
+    full.begin_seed();
+    full.end_seed("1:1:", full.head);
     full.send(vec![put(101, 10, "vm/a", "1")]);
     let batch = Batch {
         epoch: full.epoch,

@@ -1,5 +1,6 @@
 //! Where changes come from. One implementation per way to read Postgres.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Changes;
@@ -11,7 +12,7 @@ pub mod wal;
 pub enum Retry {
     /// Connect again, with full jitter, but not before this has passed.
     After(Duration),
-    /// Do not try again: nothing changes until an operator acts. The process ends with this exit code.
+    /// Do not try again: nothing changes until an operator acts.
     Never,
 }
 
@@ -40,8 +41,9 @@ pub trait Source: Send {
     /// The stream ended; what to do is in [`SourceError::retry`].
     fn ack(&mut self, upto: u64) -> impl Future<Output = Result<(), SourceError>> + Send;
 
-    /// Reads these state tables into the stream as a seed, beside it.
-    fn seed(&mut self, tables: Vec<String>);
+    /// From now on `all` are the tables whose current values are kept. Those of `changed` are read again into
+    /// the stream, beside it, or forgotten where they are no longer among `all`.
+    fn keep_values_of(&mut self, all: Vec<Arc<str>>, changed: Vec<Arc<str>>);
 
     /// Ends the stream and releases what it holds of the server.
     fn close(&mut self) -> impl Future<Output = ()> + Send;
