@@ -8,19 +8,29 @@
 //!
 //! In the order in which an event passes through:
 //!
-//! - [`event`]: changes, events, batches; [`value`]: Postgres text to JSON
+//! - [`event`]: changes, events, batches; [`value`]: Postgres text to JSON; [`units`]: sizes in settings
+//! - [`postgres`]: connection strings, TLS, the companion session
 //! - [`source`]: reads changes, tells what is visible, seeds
 //! - [`router`]: rules, topics, payloads; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
-//! - [`health`]: what is unwell, in words
+//! - [`transport`]: plain HTTP, one dialect per file
+//! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words
+//! - [`pipeline`]: the two loops; [`config`]: the settings of all
 //! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
 
+pub mod admin;
 pub mod backbone;
+pub mod config;
 pub mod event;
 pub mod health;
 pub mod hub;
+pub mod pipeline;
+pub mod postgres;
 pub mod router;
 pub mod source;
+pub mod telemetry;
 pub mod throwaway;
+pub mod transport;
+pub mod units;
 pub mod value;

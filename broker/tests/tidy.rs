@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Modules of the broker crate by layer. A module imports from layers below its own, and from its own layer
 /// only where [`edges`] are not concerned.
 const LAYERS: &[(u8, &[&str])] = &[
-    (1, &["event", "value", "telemetry", "postgres"]),
+    (1, &["event", "value", "units", "telemetry", "health", "postgres", "listen"]),
     (2, &["router", "auth", "hub"]),
     (EDGES, &["source", "backbone", "transport", "admin"]),
     (4, &["pipeline"]),
@@ -27,7 +27,7 @@ const CORE: u8 = 2;
 const CORE_BANS: &[&str] =
     &["std::fs", "std::process", "tokio::net", "tokio::fs", "tokio_postgres", "axum", "hyper"];
 /// Layer 1 modules that talk to the outside by purpose.
-const CORE_EXEMPT: &[&str] = &["postgres", "telemetry"];
+const CORE_EXEMPT: &[&str] = &["postgres", "telemetry", "listen"];
 
 const LINES_MAX: usize = 600;
 const LINES_MEDIAN_MAX: usize = 220;
@@ -92,7 +92,7 @@ fn words(text: &str) -> Vec<String> {
 
 /// Literal metric names where only constants of `telemetry` are allowed.
 fn metrics_used(file: &str, text: &str) -> Vec<String> {
-    let code = code(text);
+    let code = without_tests(&code(text));
     let literal = ["counter!", "gauge!", "histogram!"].iter().any(|macro_name| {
         code.match_indices(macro_name).any(|(at, _)| {
             code[at + macro_name.len()..].trim_start_matches(['(', ' ', '\n']).starts_with('"')

@@ -35,10 +35,12 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub age: Duration,
     /// Memory for history, in bytes.
+    #[serde(deserialize_with = "crate::units::bytes")]
     pub bytes: u64,
     /// Number of events in history.
     pub events: usize,
     /// Memory for current values of state topics, in bytes; more is an error that ends the node.
+    #[serde(deserialize_with = "crate::units::bytes")]
     pub state_bytes: u64,
     /// Subscriptions at a time.
     pub subscriptions_max: usize,

@@ -1,0 +1,244 @@
+//! The configuration: composes what each module owns, from a TOML file, then the environment, then flags.
+//!
+//! Strict: an unknown key, a wrong type or a value out of range ends the process before anything starts,
+//! with a message that names where the value came from, the key, what was expected and the remedy. Nothing
+//! is converted in silence, and no value is repeated in a message where it may hold a password.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::{admin, hub, pipeline, postgres, router, source, telemetry, transport};
+
+mod limits;
+#[cfg(test)]
+mod tests;
+
+/// The file that is read where none is named, if it exists.
+pub const FILE_DEFAULT: &str = "walcast.toml";
+const DOCUMENT: &str = "docs/configuration.md";
+const PREFIX: &str = "WALCAST_";
+
+/// Everything that can be set. Each section belongs to the module that obeys it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[postgres]`: the server.
+    pub postgres: postgres::Config,
+    /// `[source]`: slot, publication, delivery.
+    pub source: source::wal::Config,
+    /// `[router]`: limits of one event.
+    pub router: router::Config,
+    /// `[pipeline]`: limits of one transaction.
+    pub pipeline: pipeline::Config,
+    /// `[history]`: what is kept in memory.
+    pub history: hub::Config,
+    /// `[http]`: the listener for clients.
+    pub http: transport::Config,
+    /// `[admin]`: the listener for operators.
+    pub admin: admin::Config,
+    /// `[log]`: what the process tells.
+    pub log: telemetry::Config,
+    /// `[[table]]`: which tables are published, where. The only part that a reload changes.
+    pub table: Vec<router::RuleConfig>,
+}
+
+/// The configuration cannot be used. `Display` says all in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {}{cause}; {remedy}", .key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
+pub struct ConfigError {
+    /// The file (with the line, where known), the variable or the flag.
+    pub origin: String,
+    /// Path of the key, such as `http.wait_max`.
+    pub key: Option<String>,
+    /// What is wrong.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl ConfigError {
+    /// What the process exits with.
+    pub const EXIT_CODE: u8 = 64;
+}
+
+/// One value from outside the file.
+#[derive(Clone, Debug)]
+struct Setting {
+    /// The variable or the flag, for messages.
+    origin: String,
+    /// Path of the key.
+    key: String,
+    value: String,
+}
+
+/// Where the configuration comes from. Kept, so that it can be read again.
+#[derive(Clone, Debug, Default)]
+pub struct Loader {
+    file: Option<PathBuf>,
+    database_url: Option<String>,
+    environment: Vec<Setting>,
+    flags: Vec<Setting>,
+}
+
+impl Loader {
+    /// Reads `file`; without one, [`FILE_DEFAULT`] where it exists.
+    #[must_use]
+    pub fn new(file: Option<PathBuf>) -> Self {
+        Self { file, ..Self::default() }
+    }
+
+    /// Takes `WALCAST_SECTION__KEY`, `WALCAST_LOG` and `DATABASE_URL` from these variables. Others, also
+    /// those with our prefix but without `__`, are left alone: a Kubernetes service named `walcast` makes
+    /// such by itself.
+    #[must_use]
+    pub fn environment(mut self, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        for (name, value) in variables {
+            let (Some(name), value) = (name.to_str(), value.to_string_lossy().into_owned()) else { continue };
+            let key = match name.strip_prefix(PREFIX) {
+                Some("LOG") => "log.level".to_owned(),
+                Some(rest) if rest.contains("__") => rest.to_ascii_lowercase().replace("__", "."),
+                None if name == "DATABASE_URL" && !value.is_empty() => {
+                    self.database_url = Some(value);
+                    continue;
+                }
+                _ => continue,
+            };
+            self.environment.push(Setting { origin: name.to_owned(), key, value });
+        }
+        self
+    }
+
+    /// Sets `key`, a path such as `http.listen`, by the flag of this name, over file and environment.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, key: &str, value: impl Into<String>) -> Self {
+        self.flags.push(Setting { origin: flag.to_owned(), key: key.to_owned(), value: value.into() });
+        self
+    }
+
+    /// The file that is read, for messages about what it holds.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        self.file.as_deref().unwrap_or(Path::new(FILE_DEFAULT))
+    }
+
+    /// Reads everything, and checks every value that can be checked without a server.
+    ///
+    /// # Errors
+    /// The first value that cannot be used.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let file = self.file().display().to_string();
+        let mut table = self.read(&file)?;
+        let mut origins = BTreeMap::new();
+        let mut config = Config::default();
+        for setting in self.environment.iter().chain(&self.flags) {
+            config = apply(&mut table, setting)?;
+            origins.insert(setting.key.as_str(), setting.origin.as_str());
+        }
+        if self.environment.is_empty() && self.flags.is_empty() {
+            config = parse(&table).map_err(|(key, cause)| error(file.clone(), key, cause))?;
+        }
+        if let (None, Some(url)) = (&config.postgres.url, &self.database_url) {
+            config.postgres.url = Some(url.as_str().into());
+        }
+        limits::check(&config).map_err(|broken| ConfigError {
+            origin: origins.get(broken.key).map_or(file, |origin| (*origin).to_owned()),
+            key: Some(broken.key.to_owned()),
+            cause: broken.cause,
+            remedy: broken.remedy,
+        })?;
+        Ok(config)
+    }
+
+    /// The file as a table that is known to hold only what a [`Config`] can hold.
+    fn read(&self, file: &str) -> Result<Table, ConfigError> {
+        let text = match std::fs::read_to_string(self.file()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.file.is_none() => {
+                return Ok(Table::new());
+            }
+            Err(error) => {
+                return Err(ConfigError {
+                    origin: file.to_owned(),
+                    key: None,
+                    cause: format!("cannot be read: {error}"),
+                    remedy: "name a readable file by --config".into(),
+                });
+            }
+        };
+        let at = |problem: &toml::de::Error| match problem.span() {
+            Some(span) => {
+                format!("{file}, line {}", text[..span.start.min(text.len())].matches('\n').count() + 1)
+            }
+            None => file.to_owned(),
+        };
+        // The message alone: the full form quotes the line, and a line may hold a password.
+        let table: Table =
+            text.parse().map_err(|problem| error(at(&problem), None, problem.message().to_owned()))?;
+        parse(&table).map_err(|(key, cause)| {
+            // Reading the text itself tells the line, reading the table tells the key.
+            let origin =
+                toml::from_str::<Config>(&text).map_or_else(|problem| at(&problem), |_| file.to_owned());
+            error(origin, key, cause)
+        })?;
+        Ok(table)
+    }
+}
+
+/// The table as a configuration, or the key at fault and what is wrong with it.
+fn parse(table: &Table) -> Result<Config, (Option<String>, String)> {
+    Config::deserialize(table.clone()).map_err(|problem| {
+        // The path of the key is only in the display form; without source text that is message and path.
+        let shown = problem.to_string();
+        let key = shown.rsplit_once("in `").map(|(_, key)| key.trim_end().trim_end_matches('`').to_owned());
+        (key, problem.message().replace('\n', " "))
+    })
+}
+
+/// Puts one value from outside the file into the table. What it must be, text or number, the key decides.
+fn apply(table: &mut Table, setting: &Setting) -> Result<Config, ConfigError> {
+    let fail = |cause: String| error(setting.origin.clone(), Some(setting.key.clone()), cause);
+    let Some((section, key)) = setting.key.split_once('.').filter(|(_, key)| !key.contains('.')) else {
+        return Err(fail("is not of the form section.key".into()));
+    };
+    let mut problem = String::new();
+    for value in readings(&setting.value) {
+        let mut tried = table.clone();
+        let entry = tried.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        let Some(entry) = entry.as_table_mut() else {
+            return Err(fail("can be set in the file only".into()));
+        };
+        entry.insert(key.to_owned(), value);
+        match parse(&tried) {
+            Ok(config) => {
+                *table = tried;
+                return Ok(config);
+            }
+            Err((_, cause)) => problem = cause,
+        }
+    }
+    Err(fail(problem))
+}
+
+/// Text is text, unless only a number or a boolean will do.
+fn readings(text: &str) -> Vec<Value> {
+    let integer = text.parse().map(Value::Integer).ok();
+    let boolean = text.parse().map(Value::Boolean).ok();
+    [Some(Value::String(text.to_owned())), integer, boolean].into_iter().flatten().collect()
+}
+
+fn error(origin: String, key: Option<String>, cause: String) -> ConfigError {
+    let remedy = if cause.starts_with("unknown field") {
+        "correct its spelling or remove it"
+    } else if cause.starts_with("missing field") {
+        "add it"
+    } else if key.is_some() {
+        "correct it, or remove it for its default"
+    } else {
+        "correct the file"
+    };
+    ConfigError { origin, key, cause, remedy: format!("{remedy} (all keys are in {DOCUMENT})") }
+}

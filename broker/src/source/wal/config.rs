@@ -1,0 +1,41 @@
+//! `[source]`: the slot, the publication, and when an event may be delivered.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// How the write-ahead log is read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The persistent slot that keeps the log for restarts; the streamed copy is named after it.
+    pub slot: String,
+    /// The publication that names the tables.
+    pub publication: String,
+    /// When an event may be delivered.
+    pub delivery: Delivery,
+    /// How long a silent leader keeps the stream.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+}
+
+/// When an event may be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Delivery {
+    /// Once every session can read its row.
+    Visible,
+    /// As soon as the log holds it; its row may not be readable yet.
+    Fast,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            slot: "walcast".into(),
+            publication: "walcast".into(),
+            delivery: Delivery::Visible,
+            lease: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What the process tells of itself: logs on stderr, and metrics under names that are written only here.
+//!
+//! Nobody else sets up logging or names a metric, so that a dashboard and the code cannot disagree. Never
+//! in a log, a label or a metric: passwords, tokens, row data.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// `[log]` in the configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A level, or levels by module as `tracing`'s filters write them.
+    pub level: String,
+    /// For people or for machines.
+    pub format: Format,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { level: "info".into(), format: Format::Text }
+    }
+}
+
+impl Config {
+    /// The level as a filter.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn filter(&self) -> Result<EnvFilter, String> {
+        // A lone word would be taken for a module, so that a misspelt level silences everything else.
+        let lone = |part: &&str| {
+            part.is_empty() || !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err()
+        };
+        if let Some(part) = self.level.split(',').map(str::trim).find(lone) {
+            return Err(format!("`{part}` is no level"));
+        }
+        EnvFilter::builder()
+            .parse(&self.level)
+            .map_err(|error| format!("`{}` is no level: {error}", self.level))
+    }
+}
+
+/// Starts logging to stderr, for the whole process. Later calls, as from several nodes in one process, are
+/// without effect.
+///
+/// # Errors
+/// The level cannot be used.
+pub fn init(config: &Config) -> Result<(), String> {
+    let filter = config.filter()?;
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // The only error is that logging is set up already.
+    let _ = match config.format {
+        Format::Text => lines.with_ansi(colour).try_init(),
+        Format::Json => lines.json().with_ansi(false).try_init(),
+    };
+    Ok(())
+}
+
+/// The process's metrics, recorded from the first call on; all nodes of one process share them. Somebody
+/// has to call [`PrometheusHandle::run_upkeep`] every few seconds, or histograms that nobody scrapes grow.
+#[must_use]
+pub fn metrics() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        let recorder = recorder().build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another metrics recorder is installed in this process; ours stays empty");
+        }
+        describe();
+        handle
+    })
+}
+
+fn recorder() -> PrometheusBuilder {
+    // An empty list is the only error; on it, summaries replace histograms.
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
+        .unwrap_or_else(|_| PrometheusBuilder::new())
+}
+
+/// Upper bounds of the buckets of histograms of time.
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Declares each metric once: kind, constant, name, and what it counts, which `/metrics` repeats.
+macro_rules! declare {
+    ($($kind:ident $constant:ident = $name:literal, $meaning:literal;)*) => {
+        $(
+            #[doc = concat!(stringify!($kind), ": ", $meaning)]
+            pub const $constant: &str = $name;
+        )*
+
+        fn describe() {
+            $(declare!(@ $kind, $constant, $meaning);)*
+        }
+    };
+    (@ counter, $constant:ident, $meaning:literal) => { metrics::describe_counter!($constant, $meaning) };
+    (@ gauge, $constant:ident, $meaning:literal) => { metrics::describe_gauge!($constant, $meaning) };
+    (@ histogram, $constant:ident, $meaning:literal) => { metrics::describe_histogram!($constant, $meaning) };
+}
+
+declare! {
+    counter MESSAGES_FORGED_TOTAL = "walcast_messages_forged_total",
+        "messages that claim our prefix without our key; none is delivered";
+    counter ROUTER_DROPPED_TOTAL = "walcast_router_dropped_total",
+        "changes that made no event although a rule covers their table; labels table, reason";
+    counter ROUTER_INCOMPLETE_TOTAL = "walcast_router_incomplete_total",
+        "events that lack some of what their rule publishes; labels table, reason";
+    counter ROUTER_MALFORMED_TOTAL = "walcast_router_malformed_messages_total",
+        "messages with our key whose content is not what walcast.publish writes; label reason";
+}
+
+/// Label: schema and name of a table.
+pub const LABEL_TABLE: &str = "table";
+/// Label: why something was counted.
+pub const LABEL_REASON: &str = "reason";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_parse_or_say_why_not() {
+        let check = |level: &str, expected: bool| {
+            let config = Config { level: level.into(), ..Config::default() };
+            assert_eq!(config.filter().is_ok(), expected, "{level}");
+        };
+        check("info", true);
+        check("warn,walcast::source=debug", true);
+        check("off", true);
+        check("debg", false);
+        check("", false);
+        check("walcast=loud", false);
+    }
+
+    #[test]
+    fn logging_starts_once_and_again() {
+        assert_eq!(init(&Config::default()), Ok(()));
+        assert_eq!(init(&Config { format: Format::Json, ..Config::default() }), Ok(()));
+    }
+
+    #[test]
+    fn metrics_are_one_for_the_process_and_described() {
+        assert!(std::ptr::eq(metrics(), metrics()));
+        metrics::counter!(MESSAGES_FORGED_TOTAL).increment(2);
+        let text = metrics().render();
+        assert!(text.contains("# HELP walcast_messages_forged_total messages that claim"), "{text}");
+        assert!(text.contains("walcast_messages_forged_total 2"), "{text}");
+    }
+
+    #[test]
+    fn times_become_buckets() {
+        let recorder = recorder().build_recorder();
+        metrics::with_local_recorder(&recorder, || metrics::histogram!("test_seconds").record(0.2));
+        let text = recorder.handle().render();
+        assert!(text.contains("test_seconds_bucket{le=\"0.25\"} 1"), "{text}");
+        assert!(text.contains("test_seconds_bucket{le=\"0.1\"} 0"), "{text}");
+    }
+}
