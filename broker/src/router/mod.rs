@@ -1,16 +1,51 @@
-//! Rules: from raw changes to topics and payloads. Pure.
+//! Rules: from raw changes to topics and payloads.
+//!
+//! Pure: no socket, file or SQL, and no row is an error. What cannot be routed is counted by reason, and
+//! logged once per rule and reason.
+//!
+//! - [`rule`]: one `[[table]]`; `template` its topics, `condition` its `when`, `payload` its data
+//! - [`routing`]: a transaction's changes become entries
+//! - [`check`]: whether the rules fit the database's tables
+//! - `binding`: where a rule's columns are in a relation; `row`, `cel_row`: what is known of a row
+//! - `message`: the content of `walcast.publish`
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
+mod binding;
+mod bound;
+mod cel_row;
+pub mod check;
+mod condition;
+mod message;
+mod notice;
+mod payload;
+pub mod routing;
+mod row;
 pub mod rule;
+mod template;
+#[cfg(test)]
+mod tests;
 
-pub use rule::RuleConfig;
+use binding::Binding;
+use bound::Bound;
+use notice::Notices;
+use rule::Rule;
+
+pub use check::{Identity, PartitionFacts, TableFacts, TableKind, UniqueKey};
+pub use routing::Routing;
+pub use rule::{RuleConfig, RuleError};
+
+use crate::event::{Event, Relation, Row};
 
 /// Limits of routing.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The largest `data` of one event, in bytes of JSON.
+    /// The largest `data` of one event, in bytes of JSON. A larger row is sent as its key, a larger message
+    /// as null; `omitted` says so.
     #[serde(deserialize_with = "crate::units::bytes")]
     pub event_bytes_max: usize,
 }
@@ -18,5 +53,87 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { event_bytes_max: 1 << 20 }
+    }
+}
+
+/// All rules, compiled. Immutable: a reload makes a new one, which [`Routing::begin`] takes up.
+#[derive(Debug)]
+pub struct Router {
+    rules: Vec<Rule>,
+    by_table: HashMap<Arc<str>, usize>,
+    config: Config,
+    notices: Notices,
+}
+
+/// What setting up, seeding and monitoring need to know of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRule {
+    /// Schema and table, joined by a dot.
+    pub name: Arc<str>,
+    /// Whether it is seeded.
+    pub state: bool,
+    /// Whether the publication is to name the columns.
+    pub column_list: bool,
+    /// The columns that the rule needs (the replica identity's come on top); `None`: all.
+    pub columns: Option<Vec<Arc<str>>>,
+}
+
+impl Router {
+    /// Compiles the rules.
+    ///
+    /// # Errors
+    /// The first rule that cannot be used, or that names a table for the second time.
+    pub fn new(rules: &[RuleConfig], config: Config) -> Result<Self, RuleError> {
+        let mut by_table: HashMap<Arc<str>, usize> = HashMap::new();
+        let mut compiled = Vec::with_capacity(rules.len());
+        for (index, rule) in rules.iter().enumerate() {
+            let new = Rule::new(rule)?;
+            if let Some(first) = by_table.insert(Arc::clone(&new.table), index) {
+                let same = rules.get(first).is_some_and(|first| first == rule);
+                return Err(RuleError {
+                    table: rule.name.clone(),
+                    key: "name",
+                    cause: match same {
+                        true => "the table has the same rule twice".into(),
+                        false => "the table has two rules that differ".into(),
+                    },
+                    remedy: "keep one [[table]] per table".into(),
+                });
+            }
+            compiled.push(new);
+        }
+        Ok(Self { rules: compiled, by_table, config, notices: Notices::default() })
+    }
+
+    /// The tables with rules, in the order of the rules.
+    pub fn tables(&self) -> impl Iterator<Item = TableRule> {
+        self.rules.iter().map(|rule| TableRule {
+            name: Arc::clone(&rule.table),
+            state: rule.state,
+            column_list: rule.column_list,
+            columns: rule.reads(),
+        })
+    }
+
+    /// The tables that are seeded.
+    pub fn state_tables(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.rules.iter().filter(|rule| rule.state).map(|rule| &rule.table)
+    }
+
+    /// Current values, one per row that a state rule publishes. They carry no position and no commit.
+    #[must_use]
+    pub fn seed(&self, relation: &Relation, rows: &[Row]) -> Vec<Event> {
+        let Some((number, rule)) = self.rule(&relation.name).filter(|(_, rule)| rule.state) else {
+            return Vec::new();
+        };
+        let binding = Binding::new(number, rule, relation);
+        let bound = Bound { rule, binding: &binding, relation, bytes_max: self.config.event_bytes_max };
+        let mut scratch = Vec::new();
+        rows.iter().filter_map(|row| bound.seed(row, &mut scratch)).collect()
+    }
+
+    fn rule(&self, table: &str) -> Option<(usize, &Rule)> {
+        let index = *self.by_table.get(table)?;
+        Some((index, self.rules.get(index)?))
     }
 }

@@ -1,0 +1,83 @@
+//! Which rules are taken, and what is said of the others.
+
+use super::super::TableRule;
+use super::*;
+
+const VMS: &str = "name = 'public.vms'\ntopic = 'vm/{host}'\n";
+
+#[test]
+fn rules_are_checked() {
+    let check = |toml: &str, expected: Option<(&str, &str)>| {
+        let error = Router::new(&[rule(toml)], Config::default()).err();
+        let got = error.as_ref().map(|error| (error.key, error.cause.as_str()));
+        assert_eq!(got.map(|(key, _)| key), expected.map(|(key, _)| key), "{toml}: {error:?}");
+        if let (Some(error), Some((_, part))) = (error, expected) {
+            let text = error.to_string();
+            assert!(text.contains(part) && text.contains(&error.remedy), "{text}");
+            assert!(!text.contains('\n'), "{text}");
+        }
+    };
+    check(VMS, None);
+    check(&format!("{VMS}columns = []"), None);
+    check(&format!("{VMS}columns = ['a', 'a']"), Some(("columns", "twice")));
+    check(&format!("{VMS}columns = ['']"), Some(("columns", "empty")));
+    check(&format!("{VMS}when = 'data.'"), Some(("when", "CEL")));
+    check("name = 'vms'\ntopic = 'a'", Some(("name", "schema is missing")));
+    check("name = 'public.'\ntopic = 'a'", Some(("name", "empty")));
+    check("name = '\"public\".vms'\ntopic = 'a'", Some(("name", "quoted")));
+    check("name = 'public.vms'\ntopic = 'vm/{'", Some(("topic", "`}`")));
+    check("name = 'public.vms'\ntopic = '{a}-{b}'", None);
+    check("name = 'public.vms'\ntopic = '{a}-{b}'\nstate = true", Some(("topic", "share a topic")));
+    check("name = 'public.vms'\ntopic = '{a}/{b}'\nstate = true", None);
+}
+
+#[test]
+fn the_error_names_rule_key_cause_and_remedy() {
+    let error = Router::new(&[rule("name = 'vms'\ntopic = 'a'")], Config::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "[[table]] \"vms\", key `name`: the schema is missing; write schema and table, unquoted: public.vms"
+    );
+}
+
+#[test]
+fn one_rule_per_table() {
+    let check = |second: &str, part: &str| {
+        let error = Router::new(&[rule(VMS), rule(second)], Config::default()).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    check(VMS, "same rule twice");
+    check("name = 'public.vms'\ntopic = 'other/{host}'", "two rules that differ");
+}
+
+#[test]
+fn unknown_keys_are_refused() {
+    assert!(toml::from_str::<RuleConfig>(&format!("{VMS}colums = []")).is_err());
+    assert!(toml::from_str::<Config>("event_byte_max = 1").is_err());
+    assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
+}
+
+#[test]
+fn tables_tell_what_they_need() {
+    let rules = [
+        rule(&format!(
+            "{VMS}columns = ['pin', 'host']\ncolumn_list = true\nstate = true\nwhen = 'data.up && has(old.pin)'"
+        )),
+        rule("name = 'public.logs'\ntopic = 'logs'"),
+    ];
+    let router = Router::new(&rules, Config::default()).unwrap();
+    let tables: Vec<_> = router.tables().collect();
+    assert_eq!(
+        tables,
+        [
+            TableRule {
+                name: "public.vms".into(),
+                state: true,
+                column_list: true,
+                columns: Some(vec!["pin".into(), "host".into(), "up".into()]),
+            },
+            TableRule { name: "public.logs".into(), state: false, column_list: false, columns: None },
+        ]
+    );
+    assert_eq!(router.state_tables().map(|name| &**name).collect::<Vec<_>>(), ["public.vms"]);
+}
