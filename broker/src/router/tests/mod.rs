@@ -83,9 +83,12 @@ fn commit() -> Arc<Commit> {
 fn route(router: &Arc<Router>, changes: Vec<ChangeKind>) -> Vec<Entry> {
     let (mut routing, commit, mut out) = (Routing::new(Arc::clone(router)), commit(), Vec::new());
     routing.begin(router);
-    for (ordinal, kind) in (1..).zip(changes) {
-        routing.route(&commit, &Change { ordinal, kind }, &mut out);
-    }
+    // Another test of this process may have started logging.
+    tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+        for (ordinal, kind) in (1..).zip(changes) {
+            routing.route(&commit, &Change { ordinal, kind }, &mut out);
+        }
+    });
     out
 }
 
