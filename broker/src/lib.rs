@@ -21,6 +21,7 @@
 
 pub mod admin;
 pub mod backbone;
+pub mod cli;
 pub mod config;
 pub mod event;
 pub mod health;

@@ -1,3 +1,7 @@
 //! The `walcast` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    walcast::cli::main()
+}

@@ -1,0 +1,58 @@
+//! How a command ends: exit codes after `sysexits.h`, each with one line that says why.
+
+use std::fmt;
+
+use walcast_client::{Error, wire::ProblemCode};
+
+/// Anything that the other codes do not name.
+pub const OTHER: u8 = 1;
+/// The command or its configuration is wrong; trying again changes nothing.
+pub const USAGE: u8 = 64;
+/// The input data is wrong.
+pub const DATA: u8 = 65;
+/// A service that is needed cannot be reached, or is busy; trying again may succeed.
+pub const UNAVAILABLE: u8 = 69;
+
+/// Why a command did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The process's exit code.
+    pub code: u8,
+    /// One line for people: what, why, and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with this exit code.
+    #[must_use]
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Url { .. } | Error::Request(_) => USAGE,
+            Error::Problem { problem, .. } => match problem.code {
+                ProblemCode::BodyTooLarge | ProblemCode::Rejected | ProblemCode::IdempotencyConflict => DATA,
+                _ if problem.status == 400 => USAGE,
+                _ if error.is_unavailable() => UNAVAILABLE,
+                _ => OTHER,
+            },
+            _ if error.is_unavailable() => UNAVAILABLE,
+            _ => OTHER,
+        };
+        let remedy = match &error {
+            Error::Connect { .. } => "; is `walcast serve` running there? --url names another",
+            _ => "",
+        };
+        Self::new(code, format!("{error}{remedy}"))
+    }
+}

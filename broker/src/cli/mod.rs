@@ -1,0 +1,98 @@
+//! The commands of `walcast`.
+//!
+//! Each command is a file: its arguments and a `run` that answers how it ended. Only this module reads
+//! the process's arguments, builds a runtime and turns the end into an exit code.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod exit;
+pub mod publish;
+pub mod tail;
+
+use exit::Failure;
+
+/// A notification broker that replaces Postgres LISTEN/NOTIFY.
+#[derive(Debug, Parser)]
+#[command(name = "walcast", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Tail(tail::Args),
+    Publish(publish::Args),
+}
+
+/// Runs the command that the process's arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // To a closed pipe there is nothing to say.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let ended = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(exit::OTHER, format!("cannot start: {error}")))
+        .and_then(|runtime| runtime.block_on(dispatch(cli.command)));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "walcast: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Tail(args) => {
+            let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            tail::run(&args, colour, &mut io::stdout(), &mut io::stderr(), interrupt()).await
+        }
+        Command::Publish(args) => publish::run(&args, io::stdin()).await,
+    }
+}
+
+/// Completes on Ctrl-C.
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without a handler, Ctrl-C ends the process as it always did.
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_arguments_say_what_is_wrong() {
+        let check = |args: &[&str], part: &str| {
+            let error = Cli::try_parse_from(args).unwrap_err().to_string();
+            assert!(error.contains(part), "{args:?}: {error}");
+        };
+        check(&["walcast", "tail"], "TOPIC");
+        check(&["walcast", "tail", "a//b"], "no empty segment");
+        check(&["walcast", "tail", "a", "--after", "yesterday"], "not a cursor");
+        check(&["walcast", "tail", "a", "--transport", "fax"], "poll, sse or ws");
+        check(&["walcast", "publish", "vm/*", "{}"], "no '*'");
+        check(&["walcast", "publish", "vm/a"], "JSON");
+    }
+}
