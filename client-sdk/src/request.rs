@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use walcast_wire::{Cursor, Topic, TopicPattern};
+use walcast_wire::{Cursor, TopicPattern};
 
 /// Where a subscription starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,14 +71,6 @@ impl EventsRequest {
     pub fn after(mut self, after: After) -> Self {
         self.after = after;
         self
-    }
-
-    /// The one topic that is asked for, if it is one and no pattern.
-    pub(crate) fn single_topic(&self) -> Option<Topic> {
-        match self.topics.as_slice() {
-            [pattern] => pattern.as_topic(),
-            _ => None,
-        }
     }
 
     /// The query of a stream.

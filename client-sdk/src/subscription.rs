@@ -2,7 +2,8 @@
 //!
 //! The cursor never runs ahead of what was handed out, so going on from it loses nothing. It may lag by
 //! the events of one record of the log, which share a cursor; of those, the ones already handed out are
-//! remembered and not handed out again.
+//! remembered and not handed out again. It lags more while topics that were added to a WebSocket catch up;
+//! a stream resumed from then repeats events.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -50,8 +51,8 @@ pub struct Subscription {
     unit: Option<Cursor>,
     /// The topics of the events that had it.
     unit_topics: HashSet<Topic>,
-    /// Each event has a cursor of its own.
-    single: bool,
+    /// Added topics catch up, so that events say nothing of how far all topics are.
+    held: bool,
 }
 
 impl Subscription {
@@ -62,8 +63,7 @@ impl Subscription {
             After::Cursor(cursor) => Some(cursor),
             _ => None,
         };
-        let single = request.single_topic().is_some();
-        Self { request, cursor, unit: None, unit_topics: HashSet::new(), single }
+        Self { request, cursor, unit: None, unit_topics: HashSet::new(), held: false }
     }
 
     /// Everything up to here was handed out. `None` until the broker named a cursor.
@@ -82,31 +82,41 @@ impl Subscription {
         request
     }
 
-    /// Notes an event; false if it was handed out before.
+    /// Notes an event, after which others with its cursor may follow; false if it was handed out before.
     pub(crate) fn admit(&mut self, event: &Event) -> bool {
         // A current value carries the cursor of its change, which says nothing of how far we are.
-        if event.op == Op::Snapshot {
+        if event.op == Op::Snapshot || self.held {
             return true;
         }
         if self.unit == Some(event.cursor) {
             return self.unit_topics.insert(event.topic.clone());
         }
-        if let Some(complete) = self.unit.take() {
+        if let Some(complete) = self.unit.replace(event.cursor) {
             self.cursor = Some(complete);
         }
         self.unit_topics.clear();
-        if self.single {
-            self.cursor = Some(event.cursor);
-        } else {
-            self.unit = Some(event.cursor);
-            self.unit_topics.insert(event.topic.clone());
-        }
+        self.unit_topics.insert(event.topic.clone());
         true
+    }
+
+    /// Notes that no other event with the cursor of the last admitted one will follow.
+    pub(crate) fn unit_ended(&mut self) {
+        if let Some(cursor) = self.unit {
+            self.reached(cursor);
+        }
     }
 
     /// Notes that everything up to `cursor` was handed out.
     pub(crate) fn reached(&mut self, cursor: Cursor) {
+        self.held = false;
         self.cursor = Some(cursor);
+        self.unit = None;
+        self.unit_topics.clear();
+    }
+
+    /// Stays at the cursor until the broker names another.
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
         self.unit = None;
         self.unit_topics.clear();
     }
@@ -233,10 +243,17 @@ mod tests {
     }
 
     #[test]
-    fn one_topic_has_one_event_per_cursor() {
+    fn events_do_not_move_the_cursor_while_added_topics_catch_up() {
         let mut it = subscription(&["vm/a"]);
-        assert!(it.admit(&event(5, "vm/a", "update")));
-        assert_eq!(it.cursor(), Some(cursor(5)));
+        it.reached(cursor(4));
+        it.hold();
+        assert!(it.admit(&event(9, "vm/a", "update")));
+        it.unit_ended();
+        assert_eq!(it.cursor(), Some(cursor(4)));
+        it.reached(cursor(9));
+        assert!(it.admit(&event(10, "vm/a", "update")));
+        it.unit_ended();
+        assert_eq!(it.cursor(), Some(cursor(10)));
     }
 
     #[test]

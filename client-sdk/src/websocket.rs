@@ -1,7 +1,8 @@
-//! WebSocket: JSON text frames, one event each.
+//! WebSocket: JSON text frames; events that share a cursor come in one.
 //!
 //! The upgrade is made by our own HTTP side, so that a refusal is read like any other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tokio_tungstenite::tungstenite::{self, Error as WsError};
 use walcast_wire::{ClientFrame, CloseCode, ServerFrame, TopicPattern};
 
 use crate::connection::{Endpoint, SILENCE_MAX};
-use crate::{After, Data, Error, Message, Subscription};
+use crate::{After, Data, Error, Event, Message, Subscription};
 
 /// The largest event that is read; the broker's default limit is 1 MiB.
 const EVENT_BYTES_MAX: usize = 16 << 20;
@@ -33,6 +34,10 @@ pub struct WsStream {
     endpoint: Arc<Endpoint>,
     subscription: Subscription,
     socket: WebSocketStream<TcpStream>,
+    /// Events of the last frame that were not handed out.
+    unit: VecDeque<Event>,
+    /// Topics were added since the last bookmark.
+    added: bool,
     ended: bool,
 }
 
@@ -41,7 +46,7 @@ impl WsStream {
         let silent = || Error::Silent { address: endpoint.address().to_owned(), after: SILENCE_MAX };
         let socket =
             timeout(SILENCE_MAX, upgrade(&endpoint, &subscription)).await.map_err(|_| silent())??;
-        Ok(Self { endpoint, subscription, socket, ended: false })
+        Ok(Self { endpoint, subscription, socket, unit: VecDeque::new(), added: false, ended: false })
     }
 
     /// As [`Stream::next`](crate::Stream::next).
@@ -49,7 +54,19 @@ impl WsStream {
     /// # Errors
     /// As there.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        while !self.ended {
+        loop {
+            while let Some(event) = self.unit.pop_front() {
+                let new = self.subscription.admit(&event);
+                if self.unit.is_empty() {
+                    self.subscription.unit_ended();
+                }
+                if new {
+                    return Ok(Some(Message::Event(event)));
+                }
+            }
+            if self.ended {
+                return Ok(None);
+            }
             let received = timeout(SILENCE_MAX, self.socket.next()).await;
             let received = received.map_err(|_| Error::Silent {
                 address: self.endpoint.address().to_owned(),
@@ -79,7 +96,6 @@ impl WsStream {
                 }
             }
         }
-        Ok(None)
     }
 
     /// Waits for further topics, from `after` on. Answered by [`Message::Subscribed`]. They belong to this
@@ -88,6 +104,8 @@ impl WsStream {
     /// # Errors
     /// The connection broke.
     pub async fn subscribe(&mut self, topics: Vec<TopicPattern>, after: After) -> Result<(), Error> {
+        self.added = true;
+        self.subscription.hold();
         self.send(&ClientFrame::Subscribe { topics, after: after.value() }).await
     }
 
@@ -116,17 +134,29 @@ impl WsStream {
 
     fn read(&mut self, frame: ServerFrame<Data>) -> Option<Message> {
         match frame {
-            ServerFrame::Event(event) => self.subscription.admit(&event).then_some(Message::Event(event)),
+            ServerFrame::Event(event) => self.unit.push_back(event),
+            ServerFrame::Events(events) => self.unit.extend(events),
             ServerFrame::Subscribed { topics, cursor } => {
                 self.subscription.reached(cursor);
-                Some(Message::Subscribed { topics, cursor })
+                if self.added {
+                    self.subscription.hold();
+                }
+                return Some(Message::Subscribed { topics, cursor });
+            }
+            ServerFrame::Bookmark { cursor } => {
+                self.added = false;
+                self.subscription.reached(cursor);
             }
             ServerFrame::Reset(reset) => {
                 self.subscription.reached(reset.resume);
-                Some(Message::Reset(reset))
+                if self.added {
+                    self.subscription.hold();
+                }
+                return Some(Message::Reset(reset));
             }
-            ServerFrame::Error { code, detail } => Some(Message::Refused { code, detail }),
+            ServerFrame::Error { code, detail } => return Some(Message::Refused { code, detail }),
         }
+        None
     }
 
     fn broken(&self, error: &WsError) -> Error {
@@ -204,7 +234,7 @@ mod tests {
             Ok(Message::Bye { retry }) => retry,
             other => panic!("{other:?}"),
         };
-        assert_eq!(retry(close(1001, "draining; retry in 1500 ms")), Some(Duration::from_millis(1500)));
+        assert_eq!(retry(close(1001, "retry=1500")), Some(Duration::from_millis(1500)));
         assert_eq!(retry(close(1000, "")), None);
         assert_eq!(retry(bye(None)), None);
         assert!(matches!(close(4008, "slow"), Err(Error::Closed { code: 4008, .. })));

@@ -252,21 +252,29 @@ async fn websockets() {
     let frames = vec![
         format!(r#"{{"subscribed":{{"topics":{topics},"cursor":"{}"}}}}"#, cursor(1)),
         format!(r#"{{"event":{}}}"#, event(2, "vm/a")),
+        format!(r#"{{"events":[{},{}]}}"#, event(3, "vm/a"), event(3, "vm/b")),
+        format!(r#"{{"bookmark":{{"cursor":"{}"}}}}"#, cursor(6)),
         r#"{"error":{"code":"bad_topic","detail":"no"}}"#.to_owned(),
         format!(r#"{{"reset":{{"reason":"epoch_changed","resume":"{}"}}}}"#, cursor(8)),
     ];
     let (client, mut requests) =
-        serve(vec![vec![Answer::WebSocket(frames, Some((1001, "retry in 700 ms")))]]).await;
+        serve(vec![vec![Answer::WebSocket(frames, Some((1001, "retry=700")))]]).await;
     let mut stream = client.open(Transport::WebSocket, request("vm/*")).await.unwrap();
     match stream.next().await.unwrap() {
         Some(Message::Subscribed { cursor: at, .. }) => assert_eq!(at, cursor(1)),
         other => panic!("{other:?}"),
     }
     assert_eq!(next_event(&mut stream).await, r#"vm/a {"n":2}"#);
+    assert_eq!(stream.subscription().cursor(), Some(cursor(2)));
+    assert_eq!(next_event(&mut stream).await, r#"vm/a {"n":3}"#);
+    assert_eq!(stream.subscription().cursor(), Some(cursor(2)), "the record is not complete");
+    assert_eq!(next_event(&mut stream).await, r#"vm/b {"n":3}"#);
+    assert_eq!(stream.subscription().cursor(), Some(cursor(3)));
     match stream.next().await.unwrap() {
         Some(Message::Refused { code, .. }) => assert_eq!(code, ProblemCode::BadTopic),
         other => panic!("{other:?}"),
     }
+    assert_eq!(stream.subscription().cursor(), Some(cursor(6)));
     assert!(matches!(stream.next().await.unwrap(), Some(Message::Reset(_))));
     match stream.next().await.unwrap() {
         Some(Message::Bye { retry }) => assert_eq!(retry, Some(Duration::from_millis(700))),

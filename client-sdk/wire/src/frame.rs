@@ -118,7 +118,7 @@ pub struct Reset {
 
 /// What a client sends on a WebSocket, as JSON text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ClientFrame {
     /// Adds topics. `after` as in a long-poll; it holds for the topics added by this frame.
     Subscribe {
@@ -141,11 +141,19 @@ pub enum ClientFrame {
 pub enum ServerFrame<D> {
     /// One event.
     Event(Event<D>),
-    /// The topics that are now subscribed, and a cursor before the next event.
+    /// Several events that share a cursor, in one message, so that a cut cannot part them.
+    Events(Vec<Event<D>>),
+    /// The topics that are now subscribed. Keep this cursor until the next `bookmark`: added topics catch up
+    /// meanwhile, so the cursors of events may run ahead of what they still miss.
     Subscribed {
         /// All topics and patterns of this connection.
         topics: Vec<TopicPattern>,
-        /// Where delivery goes on.
+        /// Before everything that is still to come on any of them.
+        cursor: Cursor,
+    },
+    /// Everything up to here has been sent. Comes after catching up, and now and then when it is quiet.
+    Bookmark {
+        /// Present it to go on.
         cursor: Cursor,
     },
     /// Events may be missing before what follows.
