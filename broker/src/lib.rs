@@ -17,6 +17,7 @@
 //! - [`transport`]: plain HTTP, one dialect per file
 //! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words
 //! - [`pipeline`]: the two loops; [`config`]: the settings of all
+//! - [`cli`]: the commands
 //! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
 
 pub mod admin;
