@@ -1,17 +1,413 @@
-//! The two loops: publish (source → router → backbone → ack) and ingest (backbone → hub).
+//! The two loops. Publish, on the leader: source → router → backbone → acknowledge. Ingest, on every node:
+//! backbone → hub.
+//!
+//! Publishing is the only place that decides whether and when a failed source is tried again, and nothing
+//! is acknowledged to Postgres before the backbone has it.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
 use serde::Deserialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use walcast_wire::{Epoch, Position};
 
-/// `[pipeline]` in the configuration.
-#[derive(Clone, Copy, Debug, Deserialize)]
+use crate::backbone::{Backbone, BackboneError};
+use crate::event::{Batch, Changes, Entry, Note, Start, TransactionPart};
+use crate::health::{Health, Part};
+use crate::hub::{Hub, StateFull};
+use crate::router::{Router, Routing};
+use crate::source::{Retry, Source, SourceError};
+
+/// First and longest pause between attempts to reach the source; the pause taken is a random part of it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Sizes of what moves through the pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Largest transaction, in events, whose last events are marked; larger ones carry `partial` throughout.
+    /// Transactions of more events are passed on in parts, and their events carry `partial` throughout.
     pub atomic_events_max: usize,
+    /// The same for the size of a transaction's events, in bytes.
+    #[serde(deserialize_with = "crate::units::bytes")]
+    pub atomic_bytes_max: usize,
+    /// Small transactions that are there at once are published together up to so many events.
+    pub batch_events_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { atomic_events_max: 10_000 }
+        Self { atomic_events_max: 10_000, atomic_bytes_max: 16 << 20, batch_events_max: 1_000 }
+    }
+}
+
+/// Why publishing ended for good.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The source cannot go on without an operator.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The backbone is gone.
+    #[error(transparent)]
+    Backbone(#[from] BackboneError),
+}
+
+/// Reads, routes and publishes until `shutdown`, then closes the source. Reconnects where that can help.
+///
+/// # Errors
+/// The source or the backbone ended for good; the source is closed then, too.
+pub async fn publish<S: Source, B: Backbone>(
+    mut source: S,
+    rules: watch::Receiver<Arc<Router>>,
+    backbone: Arc<B>,
+    config: Config,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
+) -> Result<(), PublishError> {
+    let router = Arc::clone(&rules.borrow());
+    source.keep_values_of(router.state_tables().collect(), Vec::new());
+    let assembly = Assembly::new(Routing::new(router), config);
+    let mut publisher = Publisher { assembly, rules, new_rules: false, backbone, health };
+    let result = shutdown.run_until_cancelled(publisher.run(&mut source)).await;
+    source.close().await;
+    result.unwrap_or(Ok(()))
+}
+
+struct Publisher<B> {
+    assembly: Assembly,
+    rules: watch::Receiver<Arc<Router>>,
+    /// They changed, and wait for the end of a transaction.
+    new_rules: bool,
+    backbone: Arc<B>,
+    health: Arc<Health>,
+}
+
+impl<B: Backbone> Publisher<B> {
+    async fn run<S: Source>(&mut self, source: &mut S) -> Result<(), PublishError> {
+        let mut pause = BACKOFF.0;
+        loop {
+            let error = match self.stream(source, &mut pause).await {
+                Ok(never) => match never {},
+                Err(PublishError::Source(error)) => error,
+                Err(error) => return Err(error),
+            };
+            let Retry::After(at_least) = error.retry else { return Err(error.into()) };
+            self.assembly.interrupt();
+            self.health.unwell(Part::Stream, error.message.clone());
+            let delay = at_least + rand::rng().random_range(Duration::ZERO..=pause);
+            tracing::warn!(
+                retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "the stream from Postgres ended: {error}"
+            );
+            pause = (pause * 2).min(BACKOFF.1);
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Until the source fails. Whatever is there at once is published together.
+    async fn stream<S: Source>(
+        &mut self,
+        source: &mut S,
+        pause: &mut Duration,
+    ) -> Result<std::convert::Infallible, PublishError> {
+        loop {
+            self.reload(source);
+            let pending = self.assembly.pending();
+            let changes = tokio::select! {
+                biased;
+                changes = source.next() => changes?,
+                // Nothing more at once: publish what is gathered before waiting.
+                () = std::future::ready(()), if pending => {
+                    self.flush(source, None).await?;
+                    continue;
+                }
+                Ok(()) = self.rules.changed() => {
+                    self.new_rules = true;
+                    continue;
+                }
+            };
+            self.health.beat(Instant::now());
+            match changes {
+                Changes::Start(start) => {
+                    *pause = BACKOFF.0;
+                    self.assembly.start(start);
+                    let replay_until = Position::before(start.replay_until);
+                    self.flush(source, Some(Note::Start { replay_until })).await?;
+                }
+                Changes::Transaction(part) => {
+                    self.assembly.take(&part);
+                    if self.assembly.full() {
+                        self.flush(source, None).await?;
+                    }
+                }
+                Changes::Idle(lsn) => self.assembly.idle(lsn),
+                Changes::SeedBegin(tables) => self.note(source, Note::SeedBegin(tables)).await?,
+                Changes::Seed(rows) => {
+                    let router = self.assembly.routing.router();
+                    let events = router.seed(&rows.relation, &rows.rows).into();
+                    self.note(source, Note::Seed { snapshot: rows.snapshot, events }).await?;
+                }
+                Changes::SeedEnd(end) => {
+                    let settle = Position::before(end.settle);
+                    self.note(source, Note::SeedEnd { snapshot: end.snapshot, settle }).await?;
+                }
+            }
+        }
+    }
+
+    /// Publishes a note behind everything that is gathered.
+    async fn note<S: Source>(&mut self, source: &mut S, note: Note) -> Result<(), PublishError> {
+        self.flush(source, None).await?;
+        self.flush(source, Some(note)).await
+    }
+
+    /// Takes new rules between two transactions.
+    fn reload<S: Source>(&mut self, source: &mut S) {
+        if !self.new_rules || self.assembly.open.is_some() {
+            return;
+        }
+        self.new_rules = false;
+        let new = Arc::clone(&self.rules.borrow_and_update());
+        let old = std::mem::replace(&mut self.assembly.routing, Routing::new(Arc::clone(&new)));
+        source.keep_values_of(new.state_tables().collect(), new.changed_state_tables(old.router()));
+    }
+
+    async fn flush<S: Source>(&mut self, source: &mut S, note: Option<Note>) -> Result<(), PublishError> {
+        let Some(batch) = self.assembly.batch(note) else { return Ok(()) };
+        self.backbone.publish(&batch).await?;
+        if let Some(lsn) = self.assembly.published(&batch) {
+            source.ack(lsn).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes batches of parts of transactions: pure.
+struct Assembly {
+    routing: Routing,
+    config: Config,
+    epoch: Epoch,
+    /// Everything up to here is published.
+    head: Position,
+    /// Whole transactions, and parts of those that are too large to be held.
+    ready: Vec<Entry>,
+    /// What `ready` is everything of, if it is more than `head`.
+    upto: Option<Position>,
+    /// The transaction whose parts are arriving.
+    open: Option<Open>,
+    /// What may be acknowledged once `ready` is published.
+    end: Option<u64>,
+}
+
+struct Open {
+    entries: Vec<Entry>,
+    bytes: usize,
+    partial: bool,
+}
+
+impl Assembly {
+    fn new(routing: Routing, config: Config) -> Self {
+        Self {
+            routing,
+            config,
+            epoch: Epoch::default(),
+            head: Position::ZERO,
+            ready: Vec::new(),
+            upto: None,
+            open: None,
+            end: None,
+        }
+    }
+
+    /// The stream broke off: what was not published will come again.
+    fn interrupt(&mut self) {
+        self.ready.clear();
+        (self.upto, self.open, self.end) = (None, None, None);
+    }
+
+    fn start(&mut self, start: Start) {
+        self.interrupt();
+        (self.epoch, self.head) = (start.epoch, Position::before(start.from));
+    }
+
+    fn pending(&self) -> bool {
+        self.upto.is_some()
+    }
+
+    fn full(&self) -> bool {
+        self.ready.len() >= self.config.batch_events_max
+            || (self.upto.is_some() && self.open.as_ref().is_some_and(|open| open.partial))
+    }
+
+    fn idle(&mut self, lsn: u64) {
+        let upto = Position::before(lsn);
+        if self.open.is_none() && upto > self.upto.unwrap_or(self.head) {
+            (self.upto, self.end) = (Some(upto), Some(lsn));
+        }
+    }
+
+    fn take(&mut self, part: &TransactionPart) {
+        let open = self.open.get_or_insert_with(|| {
+            let router = Arc::clone(self.routing.router());
+            self.routing.begin(&router);
+            Open { entries: Vec::new(), bytes: 0, partial: false }
+        });
+        for change in &part.changes {
+            let known = open.entries.len();
+            self.routing.route(&part.commit, change, &mut open.entries);
+            open.bytes += open.entries[known..].iter().map(entry_bytes).sum::<usize>();
+        }
+        let Config { atomic_events_max, atomic_bytes_max, .. } = self.config;
+        open.partial |= open.entries.len() > atomic_events_max || open.bytes > atomic_bytes_max;
+        if open.partial {
+            open.bytes = 0;
+            self.ready.extend(open.entries.drain(..).map(partial));
+            if let Some(last) = part.changes.last() {
+                self.upto = Some(Position::new(part.commit.major, last.ordinal));
+            }
+        }
+        if let Some(end) = part.end {
+            self.ready.append(&mut open.entries);
+            self.open = None;
+            (self.upto, self.end) = (Some(Position::before(end)), Some(end));
+        }
+    }
+
+    /// The batch to publish next; with a note also if there is nothing else to say.
+    fn batch(&mut self, note: Option<Note>) -> Option<Batch> {
+        if self.upto.is_none() && note.is_none() {
+            return None;
+        }
+        let upto = self.upto.take().unwrap_or(self.head).max(self.head);
+        let entries = std::mem::take(&mut self.ready).into();
+        Some(Batch { epoch: self.epoch, after: self.head, upto, entries, note })
+    }
+
+    /// The batch is appended: the LSN to acknowledge, if a transaction ended in it.
+    fn published(&mut self, batch: &Batch) -> Option<u64> {
+        self.head = batch.upto;
+        self.end.take()
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    match entry {
+        Entry::Event(event) => event.data.len() + event.topic.as_str().len() + size_of::<Entry>(),
+        Entry::ClearTable { .. } => size_of::<Entry>(),
+    }
+}
+
+fn partial(mut entry: Entry) -> Entry {
+    match &mut entry {
+        Entry::Event(event) => event.partial = true,
+        Entry::ClearTable { partial, .. } => *partial = true,
+    }
+    entry
+}
+
+/// Takes every batch into the hub until the backbone is closed.
+///
+/// # Errors
+/// Current values outgrew their memory; the node must end.
+pub async fn ingest<B: Backbone>(
+    backbone: Arc<B>,
+    hub: Arc<Hub>,
+    health: Arc<Health>,
+) -> Result<(), StateFull> {
+    while let Ok(batch) = backbone.next().await {
+        hub.ingest(&batch, Instant::now())?;
+        let status = hub.status();
+        if status.settled && !status.replaying {
+            health.well(Part::State);
+        } else {
+            let (head, floor) = (status.head, status.floor);
+            let what = if status.replaying { "replaying the log" } else { "reading current values" };
+            health.unwell(Part::State, format!("{what}: head {head}, floor {floor}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::{Change, ChangeKind, Commit};
+    use crate::router;
+
+    fn assembly(atomic_events_max: usize) -> Assembly {
+        let router = Router::new(&[], router::Config::default()).unwrap();
+        let config = Config { atomic_events_max, ..Config::default() };
+        let mut assembly = Assembly::new(Routing::new(Arc::new(router)), config);
+        assembly.start(Start { epoch: Epoch(1), from: 100, replay_until: 100 });
+        assembly
+    }
+
+    fn part(lsn: u64, ordinals: std::ops::RangeInclusive<u64>, end: Option<u64>) -> TransactionPart {
+        let commit = Arc::new(Commit { major: lsn, lsn, xid: 1, time_us: 0 });
+        let content = Bytes::from_static(b"t\n1");
+        let change = |ordinal| Change { ordinal, kind: ChangeKind::Message { content: content.clone() } };
+        TransactionPart { commit, changes: ordinals.map(change).collect(), end }
+    }
+
+    fn partials(batch: &Batch) -> Vec<bool> {
+        let partial = |entry: &Entry| matches!(entry, Entry::Event(event) if event.partial);
+        batch.entries.iter().map(partial).collect()
+    }
+
+    #[test]
+    fn small_transactions_go_together_and_are_acknowledged_by_their_end() {
+        let mut assembly = assembly(10);
+        assembly.take(&part(100, 1..=2, Some(110)));
+        assembly.take(&part(110, 1..=1, Some(120)));
+        assembly.idle(150);
+        let batch = assembly.batch(None).unwrap();
+        assert_eq!((batch.after, batch.upto), (Position::before(100), Position::before(150)));
+        assert_eq!(partials(&batch), [false; 3]);
+        assert_eq!(assembly.published(&batch), Some(150));
+        assert!(assembly.batch(None).is_none());
+    }
+
+    #[test]
+    fn an_open_transaction_is_neither_published_nor_acknowledged() {
+        let mut assembly = assembly(10);
+        assembly.take(&part(100, 1..=2, None));
+        assembly.idle(200);
+        assert!(!assembly.pending());
+        assembly.take(&part(100, 3..=3, Some(110)));
+        let batch = assembly.batch(None).unwrap();
+        assert_eq!((batch.upto, batch.entries.len()), (Position::before(110), 3));
+    }
+
+    #[test]
+    fn a_large_transaction_passes_in_parts_all_marked() {
+        let mut assembly = assembly(2);
+        assembly.take(&part(100, 1..=2, None));
+        assert!(!assembly.pending());
+        assembly.take(&part(100, 3..=4, None));
+        assert!(assembly.full());
+        let batch = assembly.batch(None).unwrap();
+        assert_eq!(batch.upto, Position::new(100, 4));
+        assert_eq!(partials(&batch), [true; 4]);
+        assert_eq!(assembly.published(&batch), None);
+        assembly.take(&part(100, 5..=5, Some(110)));
+        let batch = assembly.batch(None).unwrap();
+        assert_eq!((batch.after, batch.upto), (Position::new(100, 4), Position::before(110)));
+        assert_eq!(partials(&batch), [true]);
+        assert_eq!(assembly.published(&batch), Some(110));
+    }
+
+    #[test]
+    fn a_broken_stream_leaves_nothing_half_done() {
+        let mut assembly = assembly(2);
+        assembly.take(&part(100, 1..=3, None));
+        assembly.interrupt();
+        assert!(!assembly.pending());
+        assembly.start(Start { epoch: Epoch(1), from: 90, replay_until: 120 });
+        assembly.take(&part(100, 1..=1, Some(110)));
+        let batch = assembly.batch(None).unwrap();
+        assert_eq!((batch.after, batch.upto), (Position::before(90), Position::before(110)));
     }
 }

@@ -115,9 +115,23 @@ impl Router {
         })
     }
 
-    /// The tables that are seeded.
-    pub fn state_tables(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.rules.iter().filter(|rule| rule.state).map(|rule| &rule.table)
+    /// The tables whose current values are kept.
+    pub fn state_tables(&self) -> impl Iterator<Item = TableRule> {
+        self.tables().filter(|table| table.state)
+    }
+
+    /// State tables whose values an older router's no longer are: their rule is new, gone, or another.
+    #[must_use]
+    pub fn changed_state_tables(&self, old: &Self) -> Vec<Arc<str>> {
+        let differs = |rule: &&Rule, other: &Self| {
+            rule.state && other.rule(&rule.table).is_none_or(|(_, other)| other.config != rule.config)
+        };
+        let new = self.rules.iter().filter(|rule| differs(rule, old));
+        let gone = old.rules.iter().filter(|rule| differs(rule, self));
+        let mut tables: Vec<_> = new.chain(gone).map(|rule| Arc::clone(&rule.table)).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
     }
 
     /// Current values, one per row that a state rule publishes. They carry no position and no commit.

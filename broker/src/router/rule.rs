@@ -56,6 +56,8 @@ impl fmt::Display for RuleError {
 /// A rule, ready for use.
 #[derive(Debug)]
 pub(super) struct Rule {
+    /// As it was written, to tell whether a reload changes it.
+    pub(super) config: RuleConfig,
     pub(super) table: Arc<str>,
     pub(super) template: Template,
     pub(super) columns: Option<Box<[Arc<str>]>>,
@@ -98,6 +100,7 @@ impl Rule {
             }
         };
         Ok(Self {
+            config: config.clone(),
             table: config.name.as_str().into(),
             template,
             columns: config

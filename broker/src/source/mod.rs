@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Changes;
+use crate::router::TableRule;
 
 pub mod wal;
 
@@ -43,7 +44,7 @@ pub trait Source: Send {
 
     /// From now on `all` are the tables whose current values are kept. Those of `changed` are read again into
     /// the stream, beside it, or forgotten where they are no longer among `all`.
-    fn keep_values_of(&mut self, all: Vec<Arc<str>>, changed: Vec<Arc<str>>);
+    fn keep_values_of(&mut self, all: Vec<TableRule>, changed: Vec<Arc<str>>);
 
     /// Ends the stream and releases what it holds of the server.
     fn close(&mut self) -> impl Future<Output = ()> + Send;
