@@ -79,5 +79,34 @@ fn tables_tell_what_they_need() {
             TableRule { name: "public.logs".into(), state: false, column_list: false, columns: None },
         ]
     );
-    assert_eq!(router.state_tables().map(|name| &**name).collect::<Vec<_>>(), ["public.vms"]);
+    assert_eq!(router.state_tables().map(|table| table.name).collect::<Vec<_>>(), ["public.vms".into()]);
+}
+
+#[test]
+fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
+    let rule = |name: &str, topic: &str, state: bool| RuleConfig {
+        name: name.to_owned(),
+        topic: topic.to_owned(),
+        columns: None,
+        state,
+        when: None,
+        column_list: false,
+    };
+    let router = |rules: &[RuleConfig]| Router::new(rules, Config::default()).unwrap();
+    let old = router(&[
+        rule("p.same", "a/{id}", true),
+        rule("p.other", "b/{id}", true),
+        rule("p.gone", "c/{id}", true),
+        rule("p.plain", "d/{id}", false),
+        rule("p.was_state", "e/{id}", true),
+    ]);
+    let new = router(&[
+        rule("p.same", "a/{id}", true),
+        rule("p.other", "bb/{id}", true),
+        rule("p.plain", "dd/{id}", false),
+        rule("p.new", "f/{id}", true),
+        rule("p.was_state", "e/{id}", false),
+    ]);
+    let changed = new.changed_state_tables(&old);
+    assert_eq!(changed, ["p.gone".into(), "p.new".into(), "p.other".into(), "p.was_state".into()]);
 }
