@@ -1,5 +1,10 @@
 //! The write-ahead log as a source.
 
+pub mod assemble;
 pub mod config;
+#[cfg(test)]
+mod encode;
+pub mod pgoutput;
+pub mod types;
 
 pub use config::Config;
