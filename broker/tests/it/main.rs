@@ -1,0 +1,7 @@
+//! Everything that needs real servers and sockets, in one binary.
+#![allow(clippy::unwrap_used)] // A test that fails should say where.
+
+mod database;
+mod decode;
+mod seed;
+mod server;
