@@ -14,7 +14,7 @@
 //! - [`router`]: rules, topics, payloads; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
-//! - [`transport`]: plain HTTP, one dialect per file
+//! - [`transport`]: plain HTTP, one dialect per file; [`listen`]: the accept loop of both listeners
 //! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words
 //! - [`pipeline`]: the two loops; [`config`]: the settings of all
 //! - [`cli`]: the commands
@@ -27,6 +27,7 @@ pub mod config;
 pub mod event;
 pub mod health;
 pub mod hub;
+pub mod listen;
 pub mod pipeline;
 pub mod postgres;
 pub mod router;

@@ -69,6 +69,36 @@ impl ProblemCode {
         }
     }
 
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::BadTopic,
+        Self::BadCursor,
+        Self::BadParameter,
+        Self::BadBody,
+        Self::BadFrame,
+        Self::TooBroad,
+        Self::CursorExpired,
+        Self::EpochChanged,
+        Self::Gap,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::BodyTooLarge,
+        Self::HeadTooLarge,
+        Self::IdempotencyConflict,
+        Self::Rejected,
+        Self::Overloaded,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The `title` of the problem document: the code, for people.
+    #[must_use]
+    pub fn title(self) -> String {
+        let mut title = self.as_str().replace('_', " ");
+        title[..1].make_ascii_uppercase();
+        title
+    }
+
     /// The code as written on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
