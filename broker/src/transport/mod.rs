@@ -1,9 +1,40 @@
-//! HTTP: what waiters speak.
+//! HTTP: long-poll, server-sent events, WebSocket, current values, publishing.
+//!
+//! The transports are dialects of one loop over a [`Subscription`](crate::hub::Subscription). They wrap
+//! bytes that the hub encoded; none keeps a queue for its client, and none knows where events come from.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use walcast_wire::ProblemCode;
+
+use crate::hub::Hub;
+use crate::listen::Limits;
+
+mod events;
+mod long_poll;
+pub mod openapi;
+mod pieces;
+mod problem;
+mod publish;
+mod query;
+mod session;
+mod sse;
+mod state;
+mod websocket;
+
+use problem::Refusal;
+pub use publish::{PublishError, Published, Publisher};
 
 /// The public listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,4 +91,65 @@ impl Default for Config {
             body_bytes_max: 64 << 10,
         }
     }
+}
+
+impl Config {
+    /// What the accept loop grants.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            connections_max: self.connections_max,
+            head_timeout: self.head_timeout,
+            write_timeout: self.write_timeout,
+        }
+    }
+}
+
+/// What handlers share.
+struct App {
+    config: Config,
+    hub: Arc<Hub>,
+    publisher: Arc<dyn Publisher>,
+    drain: CancellationToken,
+}
+
+fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(events::events))
+        .routes(routes!(websocket::ws))
+        .routes(routes!(state::state))
+        .routes(routes!(publish::publish))
+        .routes(routes!(openapi::openapi))
+}
+
+/// The HTTP API, to be served by [`listen::serve`](crate::listen::serve) with the same `drain`: when it
+/// fires, every wait answers with its cursor and asks the client to come back.
+pub fn router(
+    config: Config,
+    hub: Arc<Hub>,
+    publisher: Arc<dyn Publisher>,
+    drain: CancellationToken,
+) -> Router {
+    let (router, _) = api().split_for_parts();
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        // Bodies are read by hand, with their own limit.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(panicked))
+        .with_state(Arc::new(App { config, hub, publisher, drain }))
+}
+
+async fn not_found(uri: Uri) -> Refusal {
+    Refusal::new(ProblemCode::NotFound, format!("no such path: {}", uri.path()))
+}
+
+async fn method_not_allowed() -> Refusal {
+    Refusal::new(ProblemCode::MethodNotAllowed, "the header `Allow` says which methods this path takes")
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(|s| &**s));
+    tracing::error!(panic = text.unwrap_or("of unknown kind"), "a handler panicked");
+    Refusal::new(ProblemCode::Internal, "a fault of the broker; its log has the details").into_response()
 }

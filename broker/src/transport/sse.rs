@@ -1,0 +1,232 @@
+//! Server-sent events, for `EventSource` and for `curl -N`.
+//!
+//! An `EventSource` gives up for ever on any answer but 200, so what time can mend is said in the stream:
+//! a reset as an event of its own, overload and drain as `retry:` and an end.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use tokio::time::{Instant, Sleep};
+use walcast_wire::{Cursor, Reset, TopicPattern};
+
+use super::App;
+use super::long_poll::streamed;
+use super::pieces::Pieces;
+use super::query::After;
+use super::session::{Page, Session, units};
+use crate::hub::Encoded;
+
+/// Events encoded at a time; a slow client holds no more than this.
+const PIECE: usize = 64;
+
+pub(super) fn answer(app: Arc<App>, topics: Vec<TopicPattern>, after: Option<After>) -> Response {
+    let mut start = Pieces::default();
+    let session = match Session::open(&app, topics, after) {
+        Ok(session) => {
+            retry(&mut start, 1_000..3_000);
+            Some(session)
+        }
+        // Time does not mend these.
+        Err(refusal) if refusal.code.status() < 429 => return refusal.into_response(),
+        Err(refusal) => {
+            start.copy(format!(": {}\n", refusal.detail).as_bytes());
+            retry(&mut start, 2_000..15_000);
+            None
+        }
+    };
+    let heartbeat = Box::pin(tokio::time::sleep(beat(app.config.heartbeat)));
+    let events = Events { app, session, ready: start.into_chunks().collect(), heartbeat, caught_up: false };
+    let body = stream::unfold(events, |mut events| async move {
+        events.chunk().await.map(|chunk| (Ok::<_, Infallible>(chunk), events))
+    });
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    streamed(&mut headers);
+    (headers, Body::from_stream(body)).into_response()
+}
+
+/// One stream.
+struct Events {
+    app: Arc<App>,
+    /// Until the end of the stream.
+    session: Option<Session>,
+    ready: VecDeque<Bytes>,
+    heartbeat: Pin<Box<Sleep>>,
+    /// The client knows a cursor from which nothing is missing.
+    caught_up: bool,
+}
+
+impl Events {
+    /// What to write next; `None` ends the stream.
+    async fn chunk(&mut self) -> Option<Bytes> {
+        while self.ready.is_empty() {
+            let session = self.session.as_mut()?;
+            let mut out = Pieces::default();
+            // A client that was told no id would come back without one and miss what came between; so until
+            // the stream has caught up once, only what is there is sent, and then an id.
+            let page = if self.caught_up { None } else { session.page_now(PIECE) };
+            let page = if self.app.drain.is_cancelled() {
+                farewell(&mut out, session.bookmark());
+                self.session = None;
+                None
+            } else if page.is_some() {
+                page
+            } else if !self.caught_up {
+                self.caught_up = true;
+                id(&mut out, session.bookmark());
+                out.copy(b"\n");
+                None
+            } else {
+                tokio::select! {
+                    biased; // Events before silence; drain ends the next round.
+                    page = session.page(PIECE) => Some(page),
+                    () = self.app.drain.cancelled() => None,
+                    () = self.heartbeat.as_mut() => {
+                        // An id without data moves the client's cursor and tells its program nothing.
+                        out.copy(b":\n");
+                        id(&mut out, session.bookmark());
+                        out.copy(b"\n");
+                        None
+                    }
+                }
+            };
+            match page {
+                Some(Page::Events(events)) => write_events(&mut out, &events),
+                Some(Page::Reset(reset)) => {
+                    self.caught_up = false;
+                    write_reset(&mut out, &reset);
+                }
+                None => {}
+            }
+            self.ready.extend(out.into_chunks());
+            let next = Instant::now() + beat(self.app.config.heartbeat);
+            self.heartbeat.as_mut().reset(next);
+        }
+        self.ready.pop_front()
+    }
+}
+
+/// Up to `heartbeat`, spread so that streams that began together do not beat together.
+pub(super) fn beat(heartbeat: Duration) -> Duration {
+    heartbeat.mul_f64(rand::random_range(0.75..1.0))
+}
+
+fn id(out: &mut Pieces, cursor: Cursor) {
+    out.copy(b"id: ");
+    out.copy(&cursor.encode());
+    out.copy(b"\n");
+}
+
+/// Ends a block: how many milliseconds the client waits before it comes back.
+fn retry(out: &mut Pieces, range_ms: std::ops::Range<u32>) {
+    out.copy(format!("retry: {}\n\n", rand::random_range(range_ms)).as_bytes());
+}
+
+/// Each event is a block. Only the last of a unit has an `id:`, so that a cut inside brings all of it again.
+fn write_events(out: &mut Pieces, events: &[Arc<Encoded>]) {
+    for unit in units(events) {
+        for (i, event) in unit.iter().enumerate() {
+            if i + 1 == unit.len() {
+                id(out, event.cursor());
+            }
+            // JSON from the router holds no raw line break, so it is one line.
+            out.copy(b"data: ");
+            out.share(event.json());
+            out.copy(b"\n\n");
+        }
+    }
+}
+
+/// The broker goes away: where to go on, and when.
+fn farewell(out: &mut Pieces, cursor: Cursor) {
+    id(out, cursor);
+    retry(out, 1_000..10_000);
+}
+
+fn write_reset(out: &mut Pieces, reset: &Reset) {
+    out.copy(b"event: reset\n");
+    id(out, reset.resume);
+    out.copy(b"data: ");
+    // Plain data: serialising it cannot fail, and JSON holds no raw line break.
+    out.copy(&serde_json::to_vec(reset).unwrap_or_default());
+    out.copy(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+    use walcast_wire::{Epoch, Event as WireEvent, Op, Position, Topic};
+
+    use super::*;
+    use crate::event::{Batch, Entry, Event};
+    use crate::hub::{Config, Delivery, From as Start, Hub};
+
+    /// What a stream writes for events with these positions (ordinals), topics and data.
+    fn written(events: &[(u64, Topic, String)]) -> String {
+        let hub = Hub::new(Config::default());
+        let at = |ordinal| Position::new(2, ordinal);
+        let batch = |entries: Vec<Entry>, after, upto| Batch {
+            epoch: Epoch(1),
+            after,
+            upto,
+            entries: entries.into(),
+            note: None,
+        };
+        hub.ingest(&batch(Vec::new(), at(0), at(0)), Instant::now()).unwrap();
+        let mut subscription = hub.subscribe(vec!["**".parse().unwrap()], Start::Now).unwrap();
+        let entries = events.iter().map(|(ordinal, topic, data)| {
+            Entry::Event(Event {
+                position: at(*ordinal),
+                topic: topic.clone(),
+                op: Op::Message,
+                data: serde_json::to_vec(data).unwrap().into(),
+                commit: None,
+                unchanged: Box::default(),
+                omitted: Box::default(),
+                partial: false,
+                state: None,
+            })
+        });
+        hub.ingest(&batch(entries.collect(), at(0), at(99)), Instant::now()).unwrap();
+        let Some(Delivery::Events(events)) = subscription.next(100).now_or_never() else {
+            panic!("nothing delivered")
+        };
+        let mut out = Pieces::default();
+        write_events(&mut out, &events);
+        String::from_utf8(out.into_chunks().collect::<Vec<_>>().concat()).unwrap()
+    }
+
+    #[test]
+    fn the_id_stands_on_the_last_of_a_unit() {
+        let topic = |name| Topic::new(name).unwrap();
+        let text =
+            written(&[(1, topic("a"), "x".into()), (1, topic("b"), "x".into()), (2, topic("a"), "x".into())]);
+        let ids: Vec<_> = text.split_terminator("\n\n").map(|block| block.starts_with("id: ")).collect();
+        assert_eq!(ids, [false, true, true]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_topic_and_no_data_can_inject_a_line(topic in "\\PC{1,60}", data in "(\\PC|[\r\n\0\u{85}\u{2028}]){0,40}") {
+            prop_assume!(Topic::new(&topic).is_ok());
+            let topic = Topic::new(&topic).unwrap();
+            let text = written(&[(1, topic.clone(), data.clone())]);
+            let lines: Vec<_> = text.split(['\r', '\n']).collect();
+            let [id, event, "", ""] = lines[..] else { panic!("{text:?}") };
+            let event: WireEvent<String> = serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+            prop_assert_eq!(id, format!("id: {}", event.cursor));
+            prop_assert_eq!((event.topic, event.data), (topic, data));
+        }
+    }
+}
