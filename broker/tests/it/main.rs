@@ -3,5 +3,9 @@
 
 mod database;
 mod decode;
+mod edge;
+mod http;
+mod protocol;
 mod seed;
 mod server;
+mod streams;

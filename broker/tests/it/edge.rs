@@ -1,0 +1,257 @@
+//! The HTTP side alone: a real hub behind a real listener, fed by hand; and a client so plain that it can
+//! also misbehave.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Snapshot, State};
+use walcast::hub::{self, Hub};
+use walcast::listen;
+use walcast::transport::{self, Config, PublishError, Published, Publisher};
+use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
+
+/// Far above what anything here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let started = Instant::now();
+        while !condition() {
+            assert!(started.elapsed() < PATIENCE, "never came true: {caller}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("took too long")
+}
+
+/// Takes messages instead of Postgres. What it does is told by the topic.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf(pub(crate) Mutex<Vec<(String, String, Option<String>)>>);
+
+impl Publisher for Shelf {
+    fn publish<'a>(
+        &'a self,
+        topic: &'a Topic,
+        data: &'a RawValue,
+        key: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Published, PublishError>> {
+        Box::pin(async move {
+            match topic.as_str() {
+                "refused" => return Err(PublishError::Rejected("no".into())),
+                "conflict" => return Err(PublishError::Conflict),
+                "away" => return Err(PublishError::Unavailable("no connection".into())),
+                "panic" => panic!("as asked"),
+                _ => {}
+            }
+            self.0.lock().push((topic.to_string(), data.get().to_owned(), key.map(str::to_owned)));
+            Ok(Published { xid: Some(7), duplicate: false })
+        })
+    }
+}
+
+pub(crate) struct Edge {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) drain: CancellationToken,
+    pub(crate) served: JoinHandle<()>,
+    head: AtomicU64,
+}
+
+pub(crate) const EPOCH: Epoch = Epoch(1);
+
+impl Edge {
+    pub(crate) async fn start() -> Self {
+        Self::with(Config::default(), hub::Config::default()).await
+    }
+
+    pub(crate) async fn with(config: Config, history: hub::Config) -> Self {
+        let edge = Self::unstarted(config, history).await;
+        edge.note(Note::Start { replay_until: Position::before(100) });
+        let snapshot = Arc::new(Snapshot::parse("1:1:").unwrap());
+        edge.note(Note::SeedBegin(Arc::from(["public.vms".into()])));
+        edge.note(Note::SeedEnd { settle: Position::before(100), snapshot });
+        edge
+    }
+
+    /// Listens, but the hub has seen no stream.
+    pub(crate) async fn unstarted(config: Config, history: hub::Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
+        let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
+        let limits = config.limits();
+        let router = transport::router(config, Arc::clone(&hub), publisher, drain.clone());
+        let served = tokio::spawn(listen::serve(listener, router, limits, drain.clone()));
+        Self { address, hub, shelf, drain, served, head: AtomicU64::new(100) }
+    }
+
+    fn note(&self, note: Note) {
+        let head = Position::before(self.head.load(Ordering::SeqCst));
+        self.ingest(head, head, Vec::new(), Some(note));
+    }
+
+    fn ingest(&self, after: Position, upto: Position, entries: Vec<Entry>, note: Option<Note>) {
+        let batch = Batch { epoch: EPOCH, after, upto, entries: entries.into(), note };
+        self.hub.ingest(&batch, Instant::now()).unwrap();
+    }
+
+    /// Commits a transaction of events, each with its ordinal; returns the cursor behind it.
+    pub(crate) fn commit(&self, events: Vec<(u64, Event)>) -> Cursor {
+        let lsn = self.head.fetch_add(2, Ordering::SeqCst);
+        let commit = Arc::new(Commit { major: lsn, lsn, xid: lsn as u32, time_us: 0 });
+        let entries = events.into_iter().map(|(ordinal, event)| {
+            let (position, commit) = (Position::new(lsn, ordinal), Some(Arc::clone(&commit)));
+            Entry::Event(Event { position, commit, ..event })
+        });
+        let upto = Position::before(lsn + 2);
+        self.ingest(Position::before(lsn), upto, entries.collect(), None);
+        Cursor::new(EPOCH, upto)
+    }
+
+    /// A message on `topic`.
+    pub(crate) fn send(&self, topic: &str, data: &str) -> Cursor {
+        self.commit(vec![(1, message(topic, data))])
+    }
+
+    /// Sets a current value.
+    pub(crate) fn put(&self, topic: &str, data: &str) -> Cursor {
+        self.commit(vec![(1, state(topic, data, Op::Update, Effect::Put))])
+    }
+
+    /// Removes a current value.
+    pub(crate) fn clear(&self, topic: &str) -> Cursor {
+        self.commit(vec![(1, state(topic, "{}", Op::Delete, Effect::Clear))])
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.hub.status().subscriptions
+    }
+
+    /// Until this many subscriptions exist.
+    pub(crate) async fn until_waiting(&self, count: usize) {
+        eventually(|| self.waiting() == count).await;
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends bytes and reads the answer to the end.
+    pub(crate) async fn raw(&self, request: impl AsRef<[u8]>) -> Answer {
+        let mut stream = self.connect().await;
+        // The broker may answer and close before it has read everything.
+        let _ = stream.write_all(request.as_ref()).await;
+        Answer::read(&mut stream).await
+    }
+
+    pub(crate) async fn get(&self, target: &str) -> Answer {
+        self.get_with(target, "").await
+    }
+
+    pub(crate) async fn get_with(&self, target: &str, headers: &str) -> Answer {
+        self.raw(format!("GET {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n")).await
+    }
+
+    pub(crate) async fn post(&self, headers: &str, body: &str) -> Answer {
+        let length = body.len();
+        self.raw(format!(
+            "POST /v1/publish HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+        ))
+        .await
+    }
+
+    /// Begins a request whose answer is read later. HTTP/1.0, so that a stream is not chunked.
+    pub(crate) async fn begin(&self, target: &str, headers: &str) -> TcpStream {
+        let mut stream = self.connect().await;
+        stream.write_all(format!("GET {target} HTTP/1.0\r\n{headers}\r\n").as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+pub(crate) fn message(topic: &str, data: &str) -> Event {
+    Event {
+        position: Position::ZERO,
+        topic: Topic::new(topic).unwrap(),
+        op: Op::Message,
+        data: Bytes::copy_from_slice(data.as_bytes()),
+        commit: None,
+        unchanged: Box::default(),
+        omitted: Box::default(),
+        partial: false,
+        state: None,
+    }
+}
+
+pub(crate) fn state(topic: &str, data: &str, op: Op, effect: Effect) -> Event {
+    Event { op, state: Some(State { table: "public.vms".into(), effect }), ..message(topic, data) }
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) async fn read(stream: &mut TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        soon(stream.read_to_end(&mut bytes)).await.unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines.filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
+        Self { status, headers, body: body.to_owned() }
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The cursor of a long-poll's answer.
+    #[track_caller]
+    pub(crate) fn cursor(&self) -> Cursor {
+        assert_eq!(self.status, 200, "{self:?}");
+        let json = self.json();
+        assert_eq!(json["cursor"], self.headers["walcast-cursor"].as_str());
+        json["cursor"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Topic and data of each event.
+    #[track_caller]
+    pub(crate) fn events(&self) -> Vec<String> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let reply: walcast_wire::EventsReply<Value> = serde_json::from_str(&self.body).unwrap();
+        reply.events.iter().map(|event| format!("{} {}", event.topic, event.data)).collect()
+    }
+
+    /// The code of a problem document; every other form is a failure.
+    #[track_caller]
+    pub(crate) fn problem(&self) -> walcast_wire::Problem {
+        assert_eq!(self.headers["content-type"], "application/problem+json", "{self:?}");
+        let problem: walcast_wire::Problem = serde_json::from_str(&self.body).unwrap();
+        assert_eq!(problem.status, self.status);
+        problem
+    }
+}
