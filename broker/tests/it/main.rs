@@ -1,6 +1,7 @@
 //! Everything that needs real servers and sockets, in one binary.
 #![allow(clippy::unwrap_used)] // A test that fails should say where.
 
+mod client;
 mod database;
 mod decode;
 mod edge;

@@ -1,0 +1,65 @@
+//! Our own client against the real HTTP side: the three transports tell one story.
+
+use walcast_client::{Client, EventsRequest, Message, Stream, Transport};
+use walcast_wire::Op;
+
+use crate::edge::{Edge, message, soon};
+
+async fn event(stream: &mut Stream) -> (String, Op, String) {
+    loop {
+        match soon(stream.next()).await.unwrap().expect("the stream ended") {
+            Message::Event(event) => return (event.topic.to_string(), event.op, event.data.to_string()),
+            Message::Subscribed { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_client_reads_and_resumes_on_every_transport() {
+    let edge = Edge::start().await;
+    let client = Client::new(&format!("http://{}", edge.address)).unwrap();
+    for transport in Transport::ALL {
+        edge.put("vm/a", &format!("\"{transport}\""));
+        let request = || EventsRequest::new(["vm/*".parse().unwrap()]);
+        let mut stream = client.open(transport, request()).await.unwrap();
+        let value = format!("\"{transport}\"");
+        assert_eq!(event(&mut stream).await, ("vm/a".into(), Op::Snapshot, value), "{transport}");
+        edge.commit(vec![(1, message("vm/b", "1")), (1, message("vm/c", "1")), (2, message("vm/b", "2"))]);
+        for expected in [("vm/b", "1"), ("vm/c", "1"), ("vm/b", "2")] {
+            let (topic, _, data) = event(&mut stream).await;
+            assert_eq!((topic.as_str(), data.as_str()), expected, "{transport}");
+        }
+        // Cut, and taken up on the next transport: what came between is there, and nothing twice.
+        edge.send("vm/d", "3");
+        let (topic, ..) = event(&mut stream).await;
+        assert_eq!(topic, "vm/d", "{transport}");
+        let resumed = stream.into_subscription();
+        edge.send("vm/e", "4");
+        for other in Transport::ALL {
+            let mut stream = client.resume(other, resumed.clone()).await.unwrap();
+            let (topic, ..) = event(&mut stream).await;
+            assert_eq!(topic, "vm/e", "{transport} then {other}");
+        }
+        edge.clear("vm/a");
+    }
+    edge.until_waiting(0).await;
+}
+
+#[tokio::test]
+async fn the_client_hears_goodbye_on_streams() {
+    for transport in [Transport::Sse, Transport::WebSocket] {
+        let edge = Edge::start().await;
+        let client = Client::new(&format!("http://{}", edge.address)).unwrap();
+        let request = EventsRequest::new(["vm/*".parse().unwrap()]);
+        let mut stream = client.open(transport, request).await.unwrap();
+        edge.drain.cancel();
+        loop {
+            match soon(stream.next()).await.unwrap().expect("ended without a goodbye") {
+                Message::Bye { retry } => break assert!(retry.is_some(), "{transport}"),
+                Message::Subscribed { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
