@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 pub mod demo;
 pub mod exit;
 pub mod publish;
+pub mod setup;
 pub mod tail;
+pub mod teardown;
 
 use exit::Failure;
 

@@ -9,4 +9,5 @@ mod http;
 mod protocol;
 mod seed;
 mod server;
+mod sql;
 mod streams;

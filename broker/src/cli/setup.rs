@@ -1,0 +1,346 @@
+//! `walcast setup`: makes the schema, the publication, the grants and the floor slot.
+//!
+//! It looks first, refuses what would not work, and then takes the missing steps, so a second run finds
+//! nothing to do. The steps that it takes are the steps that `--print-sql` prints: there is one plan. It
+//! must never publish more than the rules name, and never create a slot without having written its
+//! generation.
+
+mod checks;
+mod plan;
+mod preconditions;
+mod print;
+pub(crate) mod statements;
+
+use std::io::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use self::plan::{Action, Current, Step};
+use self::preconditions::Server;
+pub use self::print::Audience;
+use super::exit::{self, Failure};
+
+#[allow(missing_docs, reason = "made by a macro")]
+mod embedded {
+    refinery::embed_migrations!("../migrations");
+}
+use self::embedded::migrations;
+
+/// Flags of `walcast setup`.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(after_help = "Examples:
+  walcast setup
+  walcast setup --broker-role walcast --publisher app
+  walcast setup --print-sql            # every statement, grouped by who runs it
+  walcast setup --print-sql=owner | psql -U owner mydb")]
+pub struct SetupArgs {
+    /// Role as which the broker will connect; it is granted what it needs
+    #[arg(long, value_name = "ROLE")]
+    pub broker_role: Option<String>,
+    /// Role that may call walcast.publish and walcast.notify; repeat for several
+    #[arg(long, value_name = "ROLE")]
+    pub publisher: Vec<String>,
+    /// Accept a server whose max_slot_wal_keep_size is -1: while no broker runs, WAL fills its disk
+    #[arg(long)]
+    pub accept_unbounded_wal: bool,
+    /// Print the statements for psql instead of running them: all, or those of dba, owner or broker
+    #[arg(long, value_name = "WHO", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
+    pub print_sql: Option<Audience>,
+    /// How long to wait for a lock, and for open transactions when the slot is created
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub lock_timeout: Duration,
+    /// Report as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A table that the rules publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedTable {
+    /// Its schema, unquoted.
+    pub schema: String,
+    /// Its name, unquoted. A partitioned table is named by its root.
+    pub name: String,
+    /// A column list for the publication (Postgres 15 on); `None` publishes whole rows, which is safer.
+    pub columns: Option<Vec<String>>,
+    /// Whether the broker reads it to seed current values.
+    pub state: bool,
+}
+
+impl std::fmt::Display for PublishedTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// What is to be set up.
+#[derive(Clone, Debug)]
+pub struct SetupOptions {
+    /// Name of the source, which is the name of its floor slot.
+    pub source: String,
+    /// Name of the publication.
+    pub publication: String,
+    /// All that the rules publish.
+    pub tables: Vec<PublishedTable>,
+    /// The role as which the broker connects, if it is not the one that runs setup.
+    pub broker_role: Option<String>,
+    /// Roles that may publish.
+    pub publishers: Vec<String>,
+    /// Go on where a dead broker can fill the server's disk.
+    pub accept_unbounded_wal: bool,
+    /// Limit for each lock, and for the transactions that creating a slot waits for.
+    pub lock_timeout: Duration,
+}
+
+impl Default for SetupOptions {
+    fn default() -> Self {
+        Self {
+            source: "walcast".into(),
+            publication: "walcast".into(),
+            tables: Vec::new(),
+            broker_role: None,
+            publishers: Vec::new(),
+            accept_unbounded_wal: false,
+            lock_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What setup or teardown did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// One line for each step taken; empty if there was nothing to do.
+    pub steps: Vec<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// Whether anything was done.
+    #[must_use]
+    pub fn changed(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
+    pub(super) fn write(&self, json: bool, nothing: &str, out: &mut impl Write) -> std::io::Result<()> {
+        if json {
+            serde_json::to_writer(&mut *out, self)?;
+            return writeln!(out);
+        }
+        for step in &self.steps {
+            writeln!(out, "{step}")?;
+        }
+        if !self.changed() {
+            writeln!(out, "{nothing}")?;
+        }
+        self.warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
+    }
+}
+
+/// Why setup or teardown stopped. Each line of the text names the thing, the cause and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A rule does not fit its table.
+    #[error("{}", .0.join("\n"))]
+    Rules(Vec<String>),
+    /// The server, as it is configured, cannot carry a broker.
+    #[error("{}", .0.join("\n"))]
+    Server(Vec<String>),
+    /// The role may not do this.
+    #[error("{0}")]
+    Denied(String),
+    /// Somebody else's lock, transaction or session is in the way.
+    #[error("{0}")]
+    Blocked(String),
+    /// Postgres refused, for a reason not foreseen here.
+    #[error("{0}")]
+    Postgres(String),
+    /// The report could not be written.
+    #[error("cannot write the report: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl From<SetupError> for Failure {
+    fn from(error: SetupError) -> Self {
+        let code = match error {
+            SetupError::Rules(_) => exit::USAGE,
+            SetupError::Server(_) | SetupError::Blocked(_) => exit::UNAVAILABLE,
+            SetupError::Denied(_) | SetupError::Postgres(_) | SetupError::Output(_) => exit::OTHER,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl SetupError {
+    /// What `error` means while `doing` something.
+    pub(super) fn from_postgres(doing: &str, error: &tokio_postgres::Error) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Self::Postgres(format!(
+                "{doing}: {error}; check the connection and run the command again"
+            ));
+        };
+        let message = db.message();
+        match *db.code() {
+            SqlState::INSUFFICIENT_PRIVILEGE => Self::Denied(format!(
+                "{doing}: {message}; run the command as a role that may (`walcast setup --print-sql` prints \
+                 setup's statements for each role)"
+            )),
+            SqlState::LOCK_NOT_AVAILABLE => Self::Blocked(format!(
+                "{doing}: another session holds a lock; end it, or wait longer with --lock-timeout"
+            )),
+            _ => Self::Postgres(match db.hint() {
+                Some(hint) => format!("{doing}: {message} ({hint})"),
+                None => format!("{doing}: {message}"),
+            }),
+        }
+    }
+}
+
+/// Runs the command: sets up through `client`, or prints statements, for which no client is needed.
+/// With one, only the missing statements are printed.
+///
+/// # Errors
+/// See [`SetupError`].
+pub async fn run(
+    args: &SetupArgs,
+    options: &SetupOptions,
+    client: Option<&mut Client>,
+    out: &mut impl Write,
+) -> Result<(), SetupError> {
+    if let Some(audience) = args.print_sql {
+        let text = match client {
+            None => print::render(options, &plan::plan(options, &Current::fresh()), audience),
+            Some(client) => print::render(options, &missing_steps(client, options).await?, audience),
+        };
+        out.write_all(text.as_bytes())?;
+        return Ok(());
+    }
+    let Some(client) = client else {
+        return Err(SetupError::Postgres(
+            "setup needs a connection to Postgres; pass --database-url or set WALCAST_DATABASE_URL".into(),
+        ));
+    };
+    setup(client, options).await?.write(args.json, "Nothing to do: everything is set up.", out)?;
+    Ok(())
+}
+
+/// Sets up. Running it again changes nothing.
+///
+/// # Errors
+/// See [`SetupError`]. Steps taken before the error stay; a later run goes on from there.
+pub async fn setup(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
+    begin(client, options.lock_timeout).await?;
+    let result = setup_in_session(client, options).await;
+    end(client).await;
+    result
+}
+
+async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
+    let server = Server::read(client, options).await?;
+    server.refuse(options)?;
+    checks::roles(client, options).await?;
+    checks::tables(client, options, server.version).await?;
+    let current = Current::read(client, options, server.version).await?;
+    if current.needs_slot() {
+        preconditions::may_replicate(client).await?;
+    }
+    let mut report = Report { steps: Vec::new(), warnings: server.warnings(options) };
+    for step in plan::plan(options, &current) {
+        take(client, options, &step).await?;
+        report.steps.push(step.what);
+    }
+    if let Some(role) = &options.broker_role {
+        report.warnings.extend(preconditions::role_may_replicate(client, role).await);
+    }
+    Ok(report)
+}
+
+async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Vec<Step>, SetupError> {
+    begin(client, options.lock_timeout).await?;
+    let steps = async {
+        let server = Server::read(client, options).await?;
+        checks::roles(client, options).await?;
+        checks::tables(client, options, server.version).await?;
+        Ok(plan::plan(options, &Current::read(client, options, server.version).await?))
+    }
+    .await;
+    end(client).await;
+    steps
+}
+
+async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Result<(), SetupError> {
+    let doing = |error: &tokio_postgres::Error| SetupError::from_postgres(&step.what, error);
+    match &step.action {
+        Action::Migrate(_) => {
+            client.batch_execute(statements::CREATE_SCHEMA).await.map_err(|error| doing(&error))?;
+            let mut runner = migrations::runner();
+            runner.set_migration_table_name(statements::HISTORY);
+            runner.run_async(client).await.map_err(|error| migration_error(&step.what, &error))?;
+            Ok(())
+        }
+        Action::Transaction(sql) => {
+            let transaction = client.transaction().await.map_err(|error| doing(&error))?;
+            for statement in sql {
+                transaction.batch_execute(statement).await.map_err(|error| doing(&error))?;
+            }
+            transaction.commit().await.map_err(|error| doing(&error))
+        }
+        Action::DropLostSlot => {
+            client.batch_execute(&statements::drop_slot(&options.source)).await.map_err(|error| doing(&error))
+        }
+        Action::CreateSlot { version } => {
+            let sql = statements::create_slot(&options.source, version.is_some_and(|v| v >= 170_000));
+            match client.batch_execute(&sql).await {
+                Ok(()) => Ok(()),
+                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    Err(blocked_by_transactions(client, &step.what).await)
+                }
+                Err(error) => Err(doing(&error)),
+            }
+        }
+    }
+}
+
+fn migration_error(what: &str, error: &refinery::Error) -> SetupError {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(postgres) = cause.downcast_ref::<tokio_postgres::Error>() {
+            return SetupError::from_postgres(what, postgres);
+        }
+        source = cause.source();
+    }
+    SetupError::Postgres(format!("{what}: {error}; is this walcast older than the one that set up?"))
+}
+
+/// Slot creation waits until every transaction that was open when it began has ended. Says which are open.
+async fn blocked_by_transactions(client: &Client, what: &str) -> SetupError {
+    let holders = match client.query_one(statements::OPEN_TRANSACTIONS, &[]).await {
+        Ok(row) => {
+            row.get::<_, Option<String>>(0).unwrap_or_else(|| "transactions that ended meanwhile".into())
+        }
+        Err(_) => "open transactions".into(),
+    };
+    SetupError::Blocked(format!(
+        "{what}: it waits for transactions that are open: {holders}; end them, for example by \
+         pg_terminate_backend(pid), or wait longer with --lock-timeout"
+    ))
+}
+
+/// Makes the session independent of the server's defaults, and the only one that sets up or tears down.
+pub(super) async fn begin(client: &Client, lock_timeout: Duration) -> Result<(), SetupError> {
+    let settings = statements::session(lock_timeout);
+    client.batch_execute(&settings).await.map_err(|error| match error.code() {
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => SetupError::Blocked(
+            "another walcast setup or teardown is at work in this database; wait for it to end".into(),
+        ),
+        _ => SetupError::from_postgres("preparing the session", &error),
+    })
+}
+
+/// Gives the session back as it was. If that fails the connection is gone, and with it the settings.
+pub(super) async fn end(client: &Client) {
+    let _ = client.batch_execute(statements::SESSION_END).await;
+}

@@ -1,0 +1,356 @@
+//! From what exists to what is wanted: the list of steps. [`plan`] is pure; setup takes the steps, and
+//! `--print-sql` prints them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use refinery::Migration;
+use tokio_postgres::Client;
+
+use super::statements::{self, Grant};
+use super::{SetupError, SetupOptions, migrations};
+
+/// Who has the right to take a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// CREATE on the database, owner of the published tables.
+    Owner,
+    /// The broker's role: REPLICATION, and what the owner grants it.
+    Broker,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) who: Who,
+    /// For people: what it does.
+    pub(super) what: String,
+    pub(super) action: Action,
+}
+
+/// How it is done.
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    /// Create the schema and apply these migrations.
+    Migrate(Vec<Migration>),
+    /// These statements, in one transaction.
+    Transaction(Vec<String>),
+    /// Outside a transaction: drop the floor slot that Postgres invalidated.
+    DropLostSlot,
+    /// Outside a transaction: create the floor slot.
+    CreateSlot {
+        /// Of the server, if it is known.
+        version: Option<i32>,
+    },
+}
+
+/// The floor slot as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    Missing,
+    Usable,
+    /// Invalidated: it will never yield anything again.
+    Lost,
+}
+
+/// A publication as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Publication {
+    /// It publishes every kind of change, partitions as their root.
+    pub(super) options_right: bool,
+    /// Tables, each with its column list; `None` for whole rows.
+    pub(super) tables: BTreeMap<(String, String), Option<BTreeSet<String>>>,
+}
+
+/// What exists of all that setup makes.
+#[derive(Clone, Debug)]
+pub(super) struct Current {
+    pub(super) version: Option<i32>,
+    pub(super) pending: Vec<Migration>,
+    pub(super) publication: Option<Publication>,
+    pub(super) granted: Vec<Grant>,
+    pub(super) generation: bool,
+    pub(super) slot: Slot,
+}
+
+impl Current {
+    /// A database that knows nothing of walcast.
+    pub(super) fn fresh() -> Self {
+        Self {
+            version: None,
+            pending: all_migrations(),
+            publication: None,
+            granted: Vec::new(),
+            generation: false,
+            slot: Slot::Missing,
+        }
+    }
+
+    pub(super) fn needs_slot(&self) -> bool {
+        self.slot != Slot::Usable
+    }
+
+    /// Looks.
+    pub(super) async fn read(
+        client: &Client,
+        options: &SetupOptions,
+        version: i32,
+    ) -> Result<Self, SetupError> {
+        let failed = |error| SetupError::from_postgres("looking at what is set up", &error);
+        let mut current = Self { version: Some(version), ..Self::fresh() };
+        let has = "SELECT to_regclass('walcast.refinery_schema_history') IS NOT NULL";
+        let migrated: bool = client.query_one(has, &[]).await.map_err(failed)?.get(0);
+        if migrated {
+            let sql = "SELECT version FROM walcast.refinery_schema_history";
+            let applied: BTreeSet<i32> =
+                client.query(sql, &[]).await.map_err(failed)?.iter().map(|row| row.get(0)).collect();
+            current.pending.retain(|migration| !applied.contains(&migration.version()));
+        }
+        let schema_complete = current.pending.is_empty();
+        if schema_complete {
+            let sql = "SELECT EXISTS (SELECT FROM walcast.source WHERE slot = $1)";
+            current.generation = client.query_one(sql, &[&options.source]).await.map_err(failed)?.get(0);
+        }
+        for grant in wanted_grants(options) {
+            if (schema_complete || grant.foreign())
+                && client.query_one(&grant.check(), &[]).await.map_err(failed)?.get(0)
+            {
+                current.granted.push(grant);
+            }
+        }
+        current.publication = read_publication(client, &options.publication, version).await?;
+        current.slot = read_slot(client, &options.source).await?;
+        Ok(current)
+    }
+}
+
+async fn read_publication(
+    client: &Client,
+    name: &str,
+    version: i32,
+) -> Result<Option<Publication>, SetupError> {
+    let failed = |error| SetupError::from_postgres("reading the publication", &error);
+    let sql = "SELECT puballtables, pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate
+        FROM pg_publication WHERE pubname = $1";
+    let Some(row) = client.query_opt(sql, &[&name]).await.map_err(failed)? else { return Ok(None) };
+    let foreign = |how: &str| {
+        Err(SetupError::Rules(vec![format!(
+            "publication {name:?} {how}, so it is not one that setup made; name another in `publication`, \
+             or drop it"
+        )]))
+    };
+    if row.get(0) {
+        return foreign("is FOR ALL TABLES");
+    }
+    let options_right = row.get(1);
+    let columns = if version >= 150_000 {
+        let sql =
+            "SELECT EXISTS (SELECT FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid
+                WHERE p.pubname = $1),
+            EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                WHERE p.pubname = $1 AND r.prqual IS NOT NULL)";
+        let row = client.query_one(sql, &[&name]).await.map_err(failed)?;
+        if row.get(0) {
+            return foreign("publishes whole schemas");
+        }
+        if row.get(1) {
+            return foreign("has row filters");
+        }
+        "(SELECT array_agg(a.attname::text) FROM pg_attribute a
+            WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs))"
+    } else {
+        "NULL::text[]"
+    };
+    let sql = format!(
+        "SELECT n.nspname::text, c.relname::text, {columns} FROM pg_publication p
+         JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1"
+    );
+    let rows = client.query(&sql, &[&name]).await.map_err(failed)?;
+    let tables = rows.iter().map(|row| {
+        let columns = row.get::<_, Option<Vec<String>>>(2).map(|columns| columns.into_iter().collect());
+        ((row.get(0), row.get(1)), columns)
+    });
+    Ok(Some(Publication { options_right, tables: tables.collect() }))
+}
+
+async fn read_slot(client: &Client, name: &str) -> Result<Slot, SetupError> {
+    let sql = "SELECT plugin = 'pgoutput' AND database = current_database() AND NOT temporary,
+            wal_status = 'lost', coalesce(plugin::text, 'physical'), coalesce(database::text, '')
+        FROM pg_replication_slots WHERE slot_name = $1";
+    let row = client.query_opt(sql, &[&name]).await;
+    let Some(row) = row.map_err(|error| SetupError::from_postgres("reading the slots", &error))? else {
+        return Ok(Slot::Missing);
+    };
+    if row.get::<_, Option<bool>>(0) != Some(true) {
+        return Err(SetupError::Server(vec![format!(
+            "slot {name:?} is taken by another use (plugin {}, database {:?}); slot names are one per server: \
+             choose another `source`",
+            row.get::<_, String>(2),
+            row.get::<_, String>(3)
+        )]));
+    }
+    Ok(if row.get::<_, Option<bool>>(1) == Some(true) { Slot::Lost } else { Slot::Usable })
+}
+
+fn all_migrations() -> Vec<Migration> {
+    let mut migrations = migrations::runner().get_migrations().clone();
+    migrations.sort_by_key(Migration::version);
+    migrations
+}
+
+fn wanted_grants(options: &SetupOptions) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    let mut grant = |role: &str, privilege, kind, object: &str| {
+        let grant = Grant { privilege, kind, object: object.into(), role: role.into() };
+        if !grants.contains(&grant) {
+            grants.push(grant);
+        }
+    };
+    for role in options.publishers.iter().chain(&options.broker_role) {
+        grant(role, "USAGE", "SCHEMA", "walcast");
+        grant(role, "EXECUTE", "FUNCTION", "walcast.publish(text, jsonb)");
+        grant(role, "EXECUTE", "FUNCTION", "walcast.notify(text, text)");
+        // To make one segment of a topic of any text; errors of `publish` recommend it.
+        grant(role, "EXECUTE", "FUNCTION", "walcast.encode_segment(text)");
+    }
+    if let Some(role) = &options.broker_role {
+        grant(role, "EXECUTE", "FUNCTION", "walcast.publish_once(text, text, jsonb)");
+        for table in ["walcast.key", "walcast.settings", "walcast.source", statements::HISTORY] {
+            grant(role, "SELECT", "TABLE", table);
+        }
+        // The broker writes a new generation before it replaces a slot that was lost.
+        grant(role, "INSERT", "TABLE", "walcast.source");
+        grant(role, "UPDATE", "TABLE", "walcast.source");
+        for table in options.tables.iter().filter(|table| table.state) {
+            grant(role, "USAGE", "SCHEMA", &statements::ident(&table.schema));
+            grant(role, "SELECT", "TABLE", &statements::table(&table.schema, &table.name));
+        }
+    }
+    grants
+}
+
+/// What is missing, in an order in which each step finds what it needs: the publication exists before the
+/// slot, for decoding looks it up as it was, and the generation before the slot, or a crash between the two
+/// would leave a new number line under an old name.
+pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut step = |who, what: String, action| steps.push(Step { who, what, action });
+    if !current.pending.is_empty() {
+        let names: Vec<_> =
+            current.pending.iter().map(|m| format!("V{} {}", m.version(), m.name())).collect();
+        let what = format!("schema walcast: migration {}", names.join(", "));
+        step(Who::Owner, what, Action::Migrate(current.pending.clone()));
+    }
+    if let Some((what, sql)) = publication_step(options, current.publication.as_ref()) {
+        step(Who::Owner, what, Action::Transaction(sql));
+    }
+    let mut by_role: BTreeMap<String, Vec<Grant>> = BTreeMap::new();
+    for grant in wanted_grants(options).into_iter().filter(|grant| !current.granted.contains(grant)) {
+        by_role.entry(grant.role.clone()).or_default().push(grant);
+    }
+    for (role, grants) in by_role {
+        let names: Vec<_> = grants.iter().map(|g| format!("{} on {}", g.privilege, g.object)).collect();
+        let sql = grants.iter().flat_map(Grant::statements).collect();
+        step(Who::Owner, format!("grants to {role}: {}", names.join(", ")), Action::Transaction(sql));
+    }
+    let slot = &options.source;
+    if !current.generation || current.needs_slot() {
+        let sql = vec![statements::new_generation(slot)];
+        step(Who::Broker, format!("new generation of slot {slot}"), Action::Transaction(sql));
+    }
+    if current.slot == Slot::Lost {
+        step(Who::Broker, format!("slot {slot}: dropped, Postgres had invalidated it"), Action::DropLostSlot);
+    }
+    if current.needs_slot() {
+        step(Who::Broker, format!("slot {slot}: created"), Action::CreateSlot { version: current.version });
+    }
+    steps
+}
+
+fn publication_step(options: &SetupOptions, current: Option<&Publication>) -> Option<(String, Vec<String>)> {
+    let name = &options.publication;
+    let Some(current) = current else {
+        let tables: Vec<_> = options.tables.iter().map(ToString::to_string).collect();
+        let of = if tables.is_empty() { "no table".into() } else { tables.join(", ") };
+        let sql = statements::create_publication(name, &options.tables);
+        return Some((format!("publication {name}: created, of {of}"), vec![sql]));
+    };
+    let (mut notes, mut sql) = (Vec::new(), Vec::new());
+    if !current.options_right {
+        notes.push("options corrected".into());
+        sql.push(statements::reset_publication_options(name));
+    }
+    for (schema, table) in current.tables.keys() {
+        if !options.tables.iter().any(|wanted| (&wanted.schema, &wanted.name) == (schema, table)) {
+            notes.push(format!("{schema}.{table} dropped"));
+            sql.push(statements::drop_table(name, schema, table));
+        }
+    }
+    for wanted in &options.tables {
+        let columns = wanted.columns.as_ref().map(|columns| columns.iter().cloned().collect());
+        match current.tables.get(&(wanted.schema.clone(), wanted.name.clone())) {
+            Some(published) if *published == columns => {}
+            Some(_) => {
+                notes.push(format!("{wanted} changed its columns"));
+                sql.push(statements::drop_table(name, &wanted.schema, &wanted.name));
+                sql.push(statements::add_table(name, wanted));
+            }
+            None => {
+                notes.push(format!("{wanted} added"));
+                sql.push(statements::add_table(name, wanted));
+            }
+        }
+    }
+    (!sql.is_empty()).then(|| (format!("publication {name}: {}", notes.join(", ")), sql))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PublishedTable;
+    use super::*;
+
+    fn table(name: &str, columns: Option<&[&str]>) -> PublishedTable {
+        let columns = columns.map(|columns| columns.iter().map(ToString::to_string).collect());
+        PublishedTable { schema: "public".into(), name: name.into(), columns, state: false }
+    }
+
+    #[test]
+    fn publication_follows_the_rules() {
+        let existing = Publication {
+            options_right: true,
+            tables: BTreeMap::from([
+                (("public".into(), "a".into()), None),
+                (("public".into(), "b".into()), Some(BTreeSet::from(["x".into(), "y".into()]))),
+            ]),
+        };
+        let check = |tables: Vec<PublishedTable>, expected: &[&str]| {
+            let options = SetupOptions { tables, ..SetupOptions::default() };
+            let sql = publication_step(&options, Some(&existing)).map(|(_, sql)| sql).unwrap_or_default();
+            assert_eq!(sql, expected);
+        };
+        let drop_b = r#"ALTER PUBLICATION "walcast" DROP TABLE ONLY "public"."b""#;
+        check(vec![table("a", None), table("b", Some(&["y", "x"]))], &[]);
+        check(vec![table("a", None)], &[drop_b]);
+        let add_b = r#"ALTER PUBLICATION "walcast" ADD TABLE ONLY "public"."b" ("x")"#;
+        check(vec![table("a", None), table("b", Some(&["x"]))], &[drop_b, add_b]);
+        let add_c = r#"ALTER PUBLICATION "walcast" ADD TABLE ONLY "public"."c""#;
+        check(vec![table("a", None), table("b", Some(&["x", "y"])), table("c", None)], &[add_c]);
+    }
+
+    #[test]
+    fn what_a_step_needs_comes_before_it() {
+        let options = SetupOptions { broker_role: Some("b".into()), ..SetupOptions::default() };
+        let what: Vec<_> = plan(&options, &Current::fresh()).into_iter().map(|step| step.what).collect();
+        let heads: Vec<_> = what.iter().map(|text| text.split(':').next().unwrap_or_default()).collect();
+        assert_eq!(
+            heads,
+            [
+                "schema walcast",
+                "publication walcast",
+                "grants to b",
+                "new generation of slot walcast",
+                "slot walcast"
+            ]
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! `--print-sql`: the plan as text for psql, grouped by who runs it.
+
+use std::fmt::Write;
+
+use super::plan::{Action, Step, Who};
+use super::{SetupOptions, statements};
+
+/// Whose statements are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Audience {
+    /// Everybody's, in the order in which they are run.
+    All,
+    /// The database administrator's: server parameters and roles.
+    Dba,
+    /// Those of the owner of the tables, who may also create a schema in the database.
+    Owner,
+    /// Those of the broker's role, which has REPLICATION.
+    Broker,
+}
+
+const STOP_AT_ERRORS: &str = "\\set ON_ERROR_STOP on\nSET search_path = pg_catalog;\n";
+
+/// The text; only comments where an audience has nothing to do.
+pub(super) fn render(options: &SetupOptions, steps: &[Step], audience: Audience) -> String {
+    let wants = |who| audience == Audience::All || audience == who;
+    let mut text = String::new();
+    if wants(Audience::Dba) {
+        text.push_str(&dba(options));
+    }
+    if wants(Audience::Owner) {
+        text.push_str("\n-- 2. Run by the owner of the published tables, with CREATE on the database.\n");
+        section(options, steps, Who::Owner, &mut text);
+    }
+    if wants(Audience::Broker) {
+        text.push_str(
+            "\n-- 3. Run by the broker's role, or another one with REPLICATION. The last statement\n",
+        );
+        text.push_str("--    waits until the transactions that are open now have ended.\n");
+        section(options, steps, Who::Broker, &mut text);
+    }
+    text
+}
+
+fn dba(options: &SetupOptions) -> String {
+    let mut text = String::from(
+        "-- 1. Run by the database administrator.\n\
+         --    Server parameters; on a managed service they are set in its console:\n\
+         --      wal_level = logical                (needs a restart)\n\
+         --      max_replication_slots              (two free ones; needs a restart)\n\
+         --      max_wal_senders                    (one free; needs a restart)\n\
+         --      max_slot_wal_keep_size = 10GB      (any limit that the disk holds, not -1)\n",
+    );
+    if let Some(role) = &options.broker_role {
+        let role = statements::ident(role);
+        let _ = write!(
+            text,
+            "--    The broker's role; on a managed service grant it the service's replication role\n\
+             --    instead, such as GRANT rds_replication TO {role}.\n\
+             \\set ON_ERROR_STOP on\nALTER ROLE {role} LOGIN REPLICATION;\n"
+        );
+    }
+    text
+}
+
+fn section(options: &SetupOptions, steps: &[Step], who: Who, text: &mut String) {
+    let mut steps = steps.iter().filter(|step| step.who == who).peekable();
+    if steps.peek().is_none() {
+        text.push_str("-- Nothing to do.\n");
+        return;
+    }
+    text.push_str(STOP_AT_ERRORS);
+    for step in steps {
+        let _ = write!(text, "\n-- {}\n{}", step.what, action(options, &step.action));
+    }
+}
+
+fn action(options: &SetupOptions, action: &Action) -> String {
+    let transaction = |sql: &[String]| {
+        let mut text = String::from("BEGIN;\n");
+        sql.iter().for_each(|statement| text.push_str(&format!("{statement};\n")));
+        text + "COMMIT;\n"
+    };
+    match action {
+        Action::Transaction(sql) => transaction(sql),
+        Action::Migrate(migrations) => {
+            let mut sql = vec![statements::CREATE_SCHEMA.to_owned(), statements::CREATE_HISTORY.to_owned()];
+            for migration in migrations {
+                sql.push(migration.sql().unwrap_or_default().trim_end().trim_end_matches(';').to_owned());
+                sql.push(format!(
+                    "INSERT INTO {} (version, name, applied_on, checksum) VALUES ({}, {}, \
+                     to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}')",
+                    statements::HISTORY,
+                    migration.version(),
+                    statements::literal(migration.name()),
+                    migration.checksum()
+                ));
+            }
+            transaction(&sql)
+        }
+        Action::DropLostSlot => format!("{};\n", statements::drop_slot(&options.source)),
+        Action::CreateSlot { version: Some(version) } => {
+            format!("{};\n", statements::create_slot(&options.source, *version >= 170_000))
+        }
+        Action::CreateSlot { version: None } => format!(
+            "SELECT current_setting('server_version_num')::int >= 170000 AS has_failover_slots \\gset\n\
+             \\if :has_failover_slots\n{};\n\\else\n{};\n\\endif\n",
+            statements::create_slot(&options.source, true),
+            statements::create_slot(&options.source, false)
+        ),
+    }
+}

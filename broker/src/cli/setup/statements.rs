@@ -1,0 +1,155 @@
+//! The texts of the SQL statements. Names and values are quoted here and nowhere else.
+
+use std::time::Duration;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+
+use super::PublishedTable;
+
+/// Where refinery notes what it applied: inside the schema, so that it goes with it.
+pub(crate) const HISTORY: &str = "walcast.refinery_schema_history";
+
+pub(crate) const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS walcast";
+
+/// As refinery creates it, for those who run the printed statements.
+pub(crate) const CREATE_HISTORY: &str = "CREATE TABLE IF NOT EXISTS walcast.refinery_schema_history (\
+     version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255))";
+
+/// Who holds a transaction id, the oldest first. Readable by every role.
+pub(crate) const OPEN_TRANSACTIONS: &str = "SELECT string_agg(holder, ', ') FROM (
+     SELECT coalesce('pid ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.usename,
+                nullif(a.application_name, ''), 'open for ' || date_trunc('second', now() - a.xact_start)), '')
+            || ')', ''), 'prepared transaction ' || coalesce(p.gid, l.transactionid::text)) AS holder
+     FROM pg_locks l
+     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+     LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction = l.transactionid
+     WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
+         AND l.pid IS DISTINCT FROM pg_backend_pid()
+     ORDER BY a.xact_start NULLS FIRST LIMIT 5) AS holders";
+
+pub(crate) const SESSION_END: &str = "SELECT pg_advisory_unlock(hashtext('walcast setup'));
+     RESET search_path; RESET statement_timeout; RESET idle_in_transaction_session_timeout; RESET lock_timeout";
+
+/// A name, as it is written in SQL.
+pub(crate) fn ident(name: &str) -> String {
+    escape_identifier(name)
+}
+
+/// A text constant.
+pub(crate) fn literal(text: &str) -> String {
+    // The escaping function puts a blank before an E'…' constant.
+    escape_literal(text).trim_start().to_owned()
+}
+
+/// Nothing of the server's or the role's defaults may cut a step short, nor redirect a name.
+pub(crate) fn session(lock_timeout: Duration) -> String {
+    format!(
+        "SET search_path = pg_catalog; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+         SET lock_timeout = {}; SELECT pg_advisory_lock(hashtext('walcast setup'))",
+        lock_timeout.as_millis().min(i32::MAX as u128)
+    )
+}
+
+pub(crate) fn table(schema: &str, name: &str) -> String {
+    format!("{}.{}", ident(schema), ident(name))
+}
+
+/// `ONLY`: descendants by inheritance have rules of their own; partitions come with their root anyway.
+fn published(table_: &PublishedTable) -> String {
+    let mut text = format!("ONLY {}", table(&table_.schema, &table_.name));
+    if let Some(columns) = &table_.columns {
+        let columns: Vec<_> = columns.iter().map(|column| ident(column)).collect();
+        text.push_str(&format!(" ({})", columns.join(", ")));
+    }
+    text
+}
+
+pub(crate) fn create_publication(publication: &str, tables: &[PublishedTable]) -> String {
+    let list: Vec<_> = tables.iter().map(published).collect();
+    let tables = if list.is_empty() { String::new() } else { format!("FOR TABLE {} ", list.join(", ")) };
+    format!("CREATE PUBLICATION {} {tables}WITH (publish_via_partition_root = true)", ident(publication))
+}
+
+pub(crate) fn reset_publication_options(publication: &str) -> String {
+    format!(
+        "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate', \
+         publish_via_partition_root = true)",
+        ident(publication)
+    )
+}
+
+pub(crate) fn add_table(publication: &str, table: &PublishedTable) -> String {
+    format!("ALTER PUBLICATION {} ADD TABLE {}", ident(publication), published(table))
+}
+
+pub(crate) fn drop_table(publication: &str, schema: &str, name: &str) -> String {
+    format!("ALTER PUBLICATION {} DROP TABLE ONLY {}", ident(publication), table(schema, name))
+}
+
+pub(crate) fn new_generation(source: &str) -> String {
+    format!(
+        "INSERT INTO walcast.source (slot) VALUES ({}) \
+         ON CONFLICT (slot) DO UPDATE SET generation = DEFAULT, created_at = DEFAULT",
+        literal(source)
+    )
+}
+
+/// `failover` exists from Postgres 17 on.
+pub(crate) fn create_slot(source: &str, failover: bool) -> String {
+    let failover = if failover { ", failover => true" } else { "" };
+    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput', false{failover})", literal(source))
+}
+
+pub(crate) fn drop_slot(name: &str) -> String {
+    format!("SELECT pg_drop_replication_slot({})", literal(name))
+}
+
+/// One privilege for one role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) privilege: &'static str,
+    /// `TABLE`, `SCHEMA` or `FUNCTION`.
+    pub(crate) kind: &'static str,
+    /// Quoted.
+    pub(crate) object: String,
+    pub(crate) role: String,
+}
+
+impl Grant {
+    /// Whether the object is not of our schema, so that it stays when the schema goes.
+    pub(crate) fn foreign(&self) -> bool {
+        self.object != "walcast" && !self.object.starts_with("walcast.")
+    }
+
+    /// A query that tells whether the role has the privilege, by whatever way; the object exists.
+    pub(crate) fn check(&self) -> String {
+        let (function, regtype) = match self.kind {
+            "SCHEMA" => ("has_schema_privilege", "regnamespace"),
+            "TABLE" => ("has_table_privilege", "regclass"),
+            _ => ("has_function_privilege", "regprocedure"),
+        };
+        format!(
+            "SELECT {function}({}::name, {}::{regtype}, {})",
+            literal(&self.role),
+            literal(&self.object),
+            literal(self.privilege)
+        )
+    }
+
+    /// The statements; a grant outside our schema is noted, for teardown.
+    pub(crate) fn statements(&self) -> Vec<String> {
+        let Self { privilege, kind, object, role } = self;
+        let mut sql = vec![format!("GRANT {privilege} ON {kind} {object} TO {}", ident(role))];
+        if self.foreign() {
+            sql.push(format!(
+                "INSERT INTO walcast.granted (privilege, kind, object, role) VALUES ({}, {}, {}, {}) \
+                 ON CONFLICT DO NOTHING",
+                literal(privilege),
+                literal(kind),
+                literal(object),
+                literal(role)
+            ));
+        }
+        sql
+    }
+}

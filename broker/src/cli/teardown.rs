@@ -1,0 +1,241 @@
+//! `walcast teardown`: takes back all that setup made, whether a broker runs or not.
+//!
+//! Slots go first, since a forgotten slot is what fills disks. Afterwards the database's schema is as it was
+//! before setup. It must never end a session that is not a broker's, nor drop an object of somebody else's
+//! along with ours.
+
+use std::io::Write;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::setup::statements::{self, ident};
+use super::setup::{Report, SetupError, begin, end};
+
+/// Between two looks at slots that are still held.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Flags of `walcast teardown`.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(after_help = "Examples:
+  walcast teardown
+  walcast teardown --json --wait 1m")]
+pub struct TeardownArgs {
+    /// How long to wait for running brokers to let go of their slots
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+    /// How long to wait for a lock
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub lock_timeout: Duration,
+    /// Report as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is to be taken down.
+#[derive(Clone, Debug)]
+pub struct TeardownOptions {
+    /// Name of the source, with which the names of all its slots begin.
+    pub source: String,
+    /// Name of the publication.
+    pub publication: String,
+    /// Limit for brokers to let go of their slots.
+    pub wait: Duration,
+    /// Limit for each lock.
+    pub lock_timeout: Duration,
+}
+
+impl Default for TeardownOptions {
+    fn default() -> Self {
+        Self {
+            source: "walcast".into(),
+            publication: "walcast".into(),
+            wait: Duration::from_secs(15),
+            lock_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// See [`SetupError`].
+pub async fn run(
+    args: &TeardownArgs,
+    options: &TeardownOptions,
+    client: &mut Client,
+    out: &mut impl Write,
+) -> Result<(), SetupError> {
+    teardown(client, options).await?.write(args.json, "Nothing to do: nothing is set up.", out)?;
+    Ok(())
+}
+
+/// Takes everything down. Running it again changes nothing.
+///
+/// # Errors
+/// See [`SetupError`]. What was taken down before the error stays so; a later run goes on from there.
+pub async fn teardown(client: &mut Client, options: &TeardownOptions) -> Result<Report, SetupError> {
+    begin(client, options.lock_timeout).await?;
+    let result = teardown_in_session(client, options).await;
+    end(client).await;
+    result
+}
+
+async fn teardown_in_session(client: &mut Client, options: &TeardownOptions) -> Result<Report, SetupError> {
+    let mut report = Report::default();
+    remove_slots(client, options, &mut report).await?;
+    remove_objects(client, options, &mut report).await?;
+    // A broker that was alive may have made its slots anew. Without our schema it cannot do so again.
+    remove_slots(client, options, &mut report).await?;
+    Ok(report)
+}
+
+/// Ends brokers' sessions and drops slots until none is left.
+async fn remove_slots(
+    client: &Client,
+    options: &TeardownOptions,
+    report: &mut Report,
+) -> Result<(), SetupError> {
+    let failed = |error| SetupError::from_postgres("looking for slots", &error);
+    let sql = "SELECT s.slot_name::text, s.active_pid, coalesce(a.application_name, ''), s.temporary
+        FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+        WHERE s.slot_type = 'logical' AND s.database = current_database()
+            AND (s.slot_name::text IN ($1, $1 || '_live') OR starts_with(s.slot_name::text, $1 || '_standby_'))
+        ORDER BY s.slot_name";
+    let deadline = Instant::now() + options.wait;
+    loop {
+        let slots = client.query(sql, &[&options.source]).await.map_err(failed)?;
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let mut held = Vec::new();
+        for slot in &slots {
+            let (name, pid): (String, Option<i32>) = (slot.get(0), slot.get(1));
+            let (application, temporary): (String, bool) = (slot.get(2), slot.get(3));
+            match pid {
+                Some(pid) => {
+                    end_session(client, &name, pid, &application, report).await?;
+                    held.push(format!("{name} by pid {pid} ({application})"));
+                }
+                None if temporary => held.push(format!("{name} by a session that is ending")),
+                None => drop_slot(client, &name, report).await?,
+            }
+        }
+        if !held.is_empty() {
+            if Instant::now() >= deadline {
+                return Err(SetupError::Blocked(format!(
+                    "slots are still held after {}: {}; stop the brokers and run teardown again",
+                    humantime::format_duration(options.wait),
+                    held.join(", ")
+                )));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// Asks a broker's session to end. Postgres may need to be asked more than once: one signal can be lost on a
+/// walsender whose socket is full.
+async fn end_session(
+    client: &Client,
+    slot: &str,
+    pid: i32,
+    application: &str,
+    report: &mut Report,
+) -> Result<(), SetupError> {
+    if !application.starts_with("walcast") {
+        return Err(SetupError::Blocked(format!(
+            "slot {slot} is held by pid {pid}, whose application_name {application:?} is not a broker's; end \
+             that session and run teardown again"
+        )));
+    }
+    let doing = format!("ending the broker's session, pid {pid}");
+    // Only while it still holds the slot: a pid can be reused.
+    let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+        WHERE slot_name = $1 AND active_pid = $2";
+    client.query(sql, &[&slot, &pid]).await.map_err(|error| SetupError::from_postgres(&doing, &error))?;
+    let step = format!("session of a broker ended: pid {pid}, slot {slot}");
+    if !report.steps.contains(&step) {
+        report.steps.push(step);
+    }
+    Ok(())
+}
+
+async fn drop_slot(client: &Client, name: &str, report: &mut Report) -> Result<(), SetupError> {
+    match client.batch_execute(&statements::drop_slot(name)).await {
+        Ok(()) => report.steps.push(format!("slot {name}: dropped")),
+        // Taken, or gone, since we looked; the next look tells.
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::OBJECT_IN_USE | &SqlState::UNDEFINED_OBJECT)) => {}
+        Err(error) => return Err(SetupError::from_postgres(&format!("dropping slot {name}"), &error)),
+    }
+    Ok(())
+}
+
+/// Publication, grants and schema, in one transaction.
+async fn remove_objects(
+    client: &mut Client,
+    options: &TeardownOptions,
+    report: &mut Report,
+) -> Result<(), SetupError> {
+    let failed = |error| SetupError::from_postgres("removing the schema walcast", &error);
+    let transaction = client.transaction().await.map_err(failed)?;
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), to_regnamespace('walcast') IS NOT NULL,
+        to_regclass('walcast.granted') IS NOT NULL";
+    let found = transaction.query_one(sql, &[&options.publication]).await.map_err(failed)?;
+    let (publication, schema, grants): (bool, bool, bool) = (found.get(0), found.get(1), found.get(2));
+    let mut steps = Vec::new();
+    if publication {
+        let name = &options.publication;
+        let dropped = transaction.batch_execute(&format!("DROP PUBLICATION {}", ident(name))).await;
+        dropped
+            .map_err(|error| SetupError::from_postgres(&format!("dropping publication {name}"), &error))?;
+        steps.push(format!("publication {name}: dropped"));
+    }
+    if grants {
+        let sql = "SELECT format('%s ON %s %s FROM %I', privilege, kind, object, role) FROM walcast.granted g
+            WHERE EXISTS (SELECT FROM pg_roles r WHERE r.rolname = g.role)
+                AND CASE kind WHEN 'SCHEMA' THEN to_regnamespace(object) IS NOT NULL
+                    ELSE to_regclass(object) IS NOT NULL END";
+        for row in transaction.query(sql, &[]).await.map_err(failed)? {
+            let grant: String = row.get(0);
+            let revoked = transaction.batch_execute(&format!("REVOKE {grant}")).await;
+            revoked.map_err(|error| SetupError::from_postgres(&format!("revoking {grant}"), &error))?;
+            steps.push(format!("revoked {grant}"));
+        }
+    }
+    if schema {
+        drop_schema(&transaction).await?;
+        steps.push("schema walcast: dropped".into());
+    }
+    transaction.commit().await.map_err(failed)?;
+    report.steps.extend(steps);
+    Ok(())
+}
+
+/// Names what is dropped instead of CASCADE, which would take along whatever of the application's uses it.
+async fn drop_schema(transaction: &tokio_postgres::Transaction<'_>) -> Result<(), SetupError> {
+    let sql = "SELECT 'DROP TABLE ' || string_agg(oid::regclass::text, ', ') FROM pg_class
+            WHERE relnamespace = 'walcast'::regnamespace AND relkind IN ('r', 'p')
+        UNION ALL SELECT 'DROP ROUTINE ' || string_agg(oid::regprocedure::text, ', ') FROM pg_proc
+            WHERE pronamespace = 'walcast'::regnamespace
+        UNION ALL SELECT 'DROP SCHEMA walcast'";
+    let dropped = async {
+        for row in transaction.query(sql, &[]).await? {
+            if let Some(statement) = row.get::<_, Option<String>>(0) {
+                transaction.batch_execute(&statement).await?;
+            }
+        }
+        Ok(())
+    }
+    .await;
+    dropped.map_err(|error: tokio_postgres::Error| match error.as_db_error() {
+        Some(db) if *db.code() == SqlState::DEPENDENT_OBJECTS_STILL_EXIST => SetupError::Blocked(format!(
+            "objects outside the schema walcast use it: {}; drop or change them and run teardown again",
+            db.detail().unwrap_or("unknown").replace('\n', "; ")
+        )),
+        _ => SetupError::from_postgres("dropping the schema walcast", &error),
+    })
+}

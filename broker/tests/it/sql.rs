@@ -1,0 +1,6 @@
+//! The SQL functions, `setup` and `teardown`.
+
+mod functions;
+mod server;
+mod setup;
+mod teardown;
