@@ -1,0 +1,198 @@
+//! One SQL session: the client, the task that drives its connection, and the news of its end.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::connect::{Attempts, check_attributes};
+use super::dsn::Target;
+use super::error::{ConnectError, ConnectErrorKind};
+use super::overheard::{Established, LastWords, Overheard};
+use super::password::Secret;
+use super::socket::Socket;
+use super::tls::Binding;
+use super::{AFTER_CONNECT, startup_options};
+
+/// How long a session that is closed may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Its server stops, crashed, or an administrator ended it: 57P01, 57P02, 57P03.
+    Shutdown(SqlState),
+    /// The connection broke, or the server ended it for another reason.
+    Lost(String),
+    /// We ended it.
+    ByUs,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shutdown(code) => write!(f, "the server is shutting down ({})", code.code()),
+            Self::Lost(cause) => write!(f, "the connection is lost: {cause}"),
+            Self::ByUs => f.write_str("the session was closed"),
+        }
+    }
+}
+
+/// Whether there is a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// Not yet.
+    None,
+    /// Open.
+    Open,
+    /// It ended, and this is how.
+    Closed(Closed),
+}
+
+/// One SQL session. Derefs to the client. Dropping it ends the connection at once; [`Session::close`] does
+/// so politely.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    state: watch::Receiver<SessionState>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Deref for Session {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+impl Session {
+    /// Connects, sets what we rely on, and makes sure that the server is of the kind that is wanted.
+    ///
+    /// # Errors
+    /// See [`ConnectError::kind`].
+    pub async fn connect(target: &Target, application_name: &str) -> Result<Self, ConnectError> {
+        Self::connect_and_tell(target, application_name, Arc::new(watch::Sender::new(SessionState::None)))
+            .await
+    }
+
+    /// As [`Session::connect`]; `tell` learns of the beginning and the end.
+    pub(super) async fn connect_and_tell(
+        target: &Target,
+        application_name: &str,
+        tell: Arc<watch::Sender<SessionState>>,
+    ) -> Result<Self, ConnectError> {
+        let mut attempts = Attempts::new(target).await?;
+        loop {
+            let mut attempt = attempts.next().await?;
+            let rest = attempt.split();
+            let at = attempt.at.clone();
+            let config = client_config(target, application_name, &attempt.socket, attempt.password.as_ref());
+            let startup = startup(target, &at, &config, attempt.socket, &tell);
+            let late =
+                || ConnectError::new(ConnectErrorKind::Network, &at, "no answer to the startup in time");
+            match tokio::time::timeout_at(attempt.deadline, startup).await.unwrap_or_else(|_| Err(late())) {
+                Ok(session) => return Ok(session),
+                Err(error) => attempts.failed(&rest, error)?,
+            }
+        }
+    }
+
+    /// Resolves as soon as the session has ended, also while it is idle.
+    pub async fn closed(&self) -> Closed {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|state| matches!(state, SessionState::Closed(_))).await;
+        match ended.as_deref() {
+            Ok(SessionState::Closed(closed)) => closed.clone(),
+            _ => Closed::ByUs,
+        }
+    }
+
+    /// Ends the session and waits for it.
+    pub async fn close(self) {
+        let Self { client, state: _, task } = self;
+        drop(client);
+        // A server that does not take the goodbye loses the connection; `task` aborts when it is dropped.
+        let _ = tokio::time::timeout(GOODBYE, task).await;
+    }
+}
+
+async fn startup(
+    target: &Target,
+    at: &str,
+    config: &tokio_postgres::Config,
+    socket: Socket,
+    tell: &Arc<watch::Sender<SessionState>>,
+) -> Result<Session, ConnectError> {
+    let failed = |error| ConnectError::from_client(at, &error);
+    let (socket, last_words) = Overheard::new(socket);
+    let (client, connection) = config.connect_raw(socket, Established).await.map_err(failed)?;
+    let mut connection = Box::pin(connection);
+    let rows = tokio::select! {
+        rows = client.simple_query(AFTER_CONNECT) => rows.map_err(failed)?,
+        ended = &mut connection => {
+            let lost = || ConnectError::new(ConnectErrorKind::Network, at, "the server hung up");
+            return Err(ended.map_or_else(failed, |()| lost()));
+        }
+    };
+    let row = rows.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("on"), row.get(1) == Some("t"))),
+        _ => None,
+    });
+    let (read_only, standby) = row.unwrap_or_default();
+    check_attributes(target, at, read_only, standby)?;
+    tell.send_replace(SessionState::Open);
+    let state = tell.subscribe();
+    let tell = Arc::clone(tell);
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        let closed = how_it_ended(connection.await, &last_words);
+        tell.send_replace(SessionState::Closed(closed));
+    }));
+    Ok(Session { client, state, task })
+}
+
+fn how_it_ended(result: Result<(), tokio_postgres::Error>, last_words: &LastWords) -> Closed {
+    match (last_words.get(), result) {
+        (Some(code), _) => Closed::Shutdown(code.clone()),
+        (None, Ok(())) => Closed::ByUs,
+        (None, Err(error)) => Closed::Lost(error.to_string()),
+    }
+}
+
+fn client_config(
+    target: &Target,
+    application_name: &str,
+    socket: &Socket,
+    password: Option<&Secret>,
+) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config.user(&target.user).dbname(&target.database).application_name(application_name);
+    config.options(startup_options(target.options.as_deref(), &[]));
+    if let Some(password) = password {
+        config.password(password.expose());
+    }
+    config.channel_binding(match target.tls.binding {
+        Binding::Disable => ChannelBinding::Disable,
+        Binding::Prefer => ChannelBinding::Prefer,
+        Binding::Require => ChannelBinding::Require,
+    });
+    if socket.encrypted() {
+        // The socket is encrypted already; this is how to say that without being asked for it again.
+        config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+    } else {
+        config.ssl_mode(SslMode::Disable);
+    }
+    config
+}
