@@ -5,6 +5,7 @@ pub mod config;
 #[cfg(test)]
 mod encode;
 pub mod pgoutput;
+pub mod replication;
 pub mod seed;
 pub mod types;
 
