@@ -1,0 +1,84 @@
+//! A throwaway Postgres for one test that changes its server, and waiting on conditions.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use walcast::postgres::Target;
+use walcast::throwaway::{Options, StopMode, Throwaway};
+
+/// Far more than anything needs; only a broken test waits this long.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// A server of one's own.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    server: Arc<Throwaway>,
+    pub(crate) directory: PathBuf,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// `hba` are the lines of `pg_hba.conf` behind those that trust `postgres`; `files` are made in the
+    /// server's data directory before the settings are in force.
+    pub(crate) fn start(hba: &str, files: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
+        let server = Arc::new(Throwaway::start(&Options::for_tests()).unwrap());
+        let this = Self { directory: server.data_dir(), port: server.port(), server };
+        for (name, content) in files {
+            this.file(name, content);
+        }
+        let trusted =
+            "local all,replication postgres trust\nhost all,replication postgres 127.0.0.1/32 trust";
+        this.file("pg_hba.conf", &format!("{trusted}\n{hba}\n"));
+        for (name, value) in settings {
+            this.sql(&format!("ALTER SYSTEM SET {name} = '{value}'"));
+        }
+        this.server.restart(StopMode::Fast).unwrap();
+        this
+    }
+
+    /// Stops the server as `pg_ctl stop -m fast` does, and says whether it stopped.
+    pub(crate) async fn stop(self) -> bool {
+        tokio::task::spawn_blocking(move || self.server.stop(StopMode::Fast).is_ok()).await.unwrap()
+    }
+
+    /// Makes a file in the server's directory, readable by the server alone.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.directory.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let owner = fs::metadata(&self.directory).unwrap();
+        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        path
+    }
+
+    /// Runs SQL as the superuser.
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        let mut psql = Command::new(self.server.bin_dir().join("psql"));
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &self.server.url("postgres"), "-c", sql]);
+        let output = psql.output().unwrap();
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// As the superuser.
+    pub(crate) fn target(&self) -> Target {
+        target(&format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port))
+    }
+}
+
+pub(crate) fn target(text: &str) -> Target {
+    Target::parse(text, |_| None).unwrap()
+}
+
+/// Asks until the answer is yes.
+pub(crate) async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !check() {
+        assert!(Instant::now() < end, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
