@@ -16,7 +16,7 @@
 //! - [`hub`]: history, current values, subscriptions; no input or output
 //! - [`transport`]: plain HTTP, one dialect per file; [`listen`]: the accept loop of both listeners
 //! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words
-//! - [`pipeline`]: the two loops; [`config`]: the settings of all
+//! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
 //! - [`cli`]: the commands
 //! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
 
@@ -28,6 +28,7 @@ pub mod event;
 pub mod health;
 pub mod hub;
 pub mod listen;
+pub mod node;
 pub mod pipeline;
 pub mod postgres;
 pub mod router;

@@ -118,6 +118,12 @@ macro_rules! declare {
 }
 
 declare! {
+    gauge SUBSCRIPTIONS = "walcast_subscriptions", "subscriptions now, over all transports";
+    gauge HISTORY_EVENTS = "walcast_history_events", "events in memory";
+    gauge HISTORY_BYTES = "walcast_history_bytes", "memory of the events";
+    gauge STATE_VALUES = "walcast_state_values", "current values of state topics";
+    gauge STATE_BYTES = "walcast_state_bytes", "memory of the current values";
+    gauge HEAD = "walcast_head_lsn", "LSN up to which everything has been delivered, as a number";
     counter MESSAGES_FORGED_TOTAL = "walcast_messages_forged_total",
         "messages that claim our prefix without our key; none is delivered";
     counter ROUTER_DROPPED_TOTAL = "walcast_router_dropped_total",

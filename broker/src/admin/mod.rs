@@ -1,5 +1,85 @@
 //! The second listener: health and metrics, for operators alone.
+//!
+//! `/livez` says that the process answers, `/readyz` that clients are served as promised, with what is
+//! wrong in words, `/metrics` is Prometheus's text form. Nothing here changes anything.
 
 pub mod config;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
+
 pub use config::Config;
+
+use crate::health::Health;
+use crate::hub::{Hub, Status};
+use crate::telemetry;
+
+#[derive(Clone)]
+struct App {
+    health: Arc<Health>,
+    hub: Arc<Hub>,
+    metrics: &'static PrometheusHandle,
+}
+
+/// What `/readyz` answers.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    ready: bool,
+    /// By part; parts that are well are absent.
+    problems: BTreeMap<&'static str, String>,
+    epoch: String,
+    head: String,
+    floor: String,
+    subscriptions: usize,
+}
+
+/// The routes of the listener for operators.
+pub fn router(health: Arc<Health>, hub: Arc<Hub>, metrics: &'static PrometheusHandle) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(render))
+        .with_state(App { health, hub, metrics })
+}
+
+async fn ready(State(app): State<App>) -> Response {
+    let now = Instant::now();
+    let (ready, status) = (app.health.ready(now), app.hub.status());
+    let problems = app.health.problems(now).into_iter();
+    let body = Readiness {
+        ready,
+        problems: problems.map(|(part, reason)| (part.as_str(), reason)).collect(),
+        epoch: status.epoch.to_string(),
+        head: status.head.to_string(),
+        floor: status.floor.to_string(),
+        subscriptions: status.subscriptions,
+    };
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}
+
+async fn render(State(app): State<App>) -> impl IntoResponse {
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, TEXT)], app.metrics.render())
+}
+
+/// Publishes the hub's figures as metrics.
+pub fn gauges(status: &Status) {
+    let count = |n: usize| n as f64;
+    gauge!(telemetry::SUBSCRIPTIONS).set(count(status.subscriptions));
+    gauge!(telemetry::HISTORY_EVENTS).set(count(status.events));
+    gauge!(telemetry::HISTORY_BYTES).set(status.bytes as f64);
+    gauge!(telemetry::STATE_VALUES).set(count(status.values));
+    gauge!(telemetry::STATE_BYTES).set(status.state_bytes as f64);
+    gauge!(telemetry::HEAD).set(status.head.major as f64);
+}

@@ -9,8 +9,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod demo;
+pub mod dev;
 pub mod exit;
+pub mod local;
 pub mod publish;
+pub mod schema;
+pub mod serve;
+pub mod settings;
 pub mod setup;
 pub mod tail;
 pub mod teardown;
@@ -27,6 +32,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::command::Args),
+    Dev(dev::Args),
+    Serve(serve::Args),
+    Setup(schema::SetupCommand),
+    Teardown(schema::TeardownCommand),
     Tail(tail::Args),
     Publish(publish::Args),
 }
@@ -58,6 +68,11 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Demo(args) => demo::command::run(&args, &mut io::stdout(), interrupt()).await,
+        Command::Dev(args) => dev::run(&args, &mut io::stdout(), interrupt()).await,
+        Command::Serve(args) => serve::run(&args).await,
+        Command::Setup(command) => schema::set_up(&command, &mut io::stdout()).await,
+        Command::Teardown(command) => schema::take_down(&command, &mut io::stdout()).await,
         Command::Tail(args) => {
             let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             tail::run(&args, colour, &mut io::stdout(), &mut io::stderr(), interrupt()).await

@@ -21,8 +21,11 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
     name("source.slot", &config.source.slot)?;
     identifier("source.publication", &config.source.publication)?;
     time("source.lease", config.source.lease, "1s", "5m")?;
+    size("source.seed_bytes_per_second", config.source.seed_bytes_per_second, KIB, u64::MAX)?;
     size("router.event_bytes_max", config.router.event_bytes_max, KIB, 64 * MIB)?;
     size("pipeline.atomic_events_max", config.pipeline.atomic_events_max, 1, 1_000_000)?;
+    size("pipeline.atomic_bytes_max", config.pipeline.atomic_bytes_max, KIB, 1024 * MIB)?;
+    size("pipeline.batch_events_max", config.pipeline.batch_events_max, 1, 1_000_000)?;
     time("history.age", history.age, "1s", "30days")?;
     size("history.bytes", history.bytes, config.router.event_bytes_max as u64, u64::MAX)?;
     size("history.events", history.events, 1, u64::MAX)?;

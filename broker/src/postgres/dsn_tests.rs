@@ -1,3 +1,5 @@
+//! How connection strings are read, refused and shown.
+
 use proptest::prelude::*;
 
 use super::*;

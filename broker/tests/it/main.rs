@@ -1,9 +1,11 @@
 //! Everything that needs real servers and sockets, in one binary.
 #![allow(clippy::unwrap_used)] // A test that fails should say where.
 
+mod broker;
 mod client;
 mod database;
 mod decode;
+mod delivery;
 mod edge;
 mod http;
 mod postgres;

@@ -27,3 +27,9 @@ pub(crate) async fn create(name: &str) {
     let name = name.to_owned();
     tokio::task::spawn_blocking(move || server().create_database(&name).unwrap()).await.unwrap();
 }
+
+/// The connection string of a database, as a superuser.
+pub(crate) async fn url(name: &str) -> String {
+    let name = name.to_owned();
+    tokio::task::spawn_blocking(move || server().url(&name)).await.unwrap()
+}

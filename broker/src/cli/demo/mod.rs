@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use walcast_client::wire::TopicPattern;
 use walcast_client::{After, Client, EventsRequest};
 
+pub mod command;
 pub mod display;
 pub mod fleet;
 pub mod lab;

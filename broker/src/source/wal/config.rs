@@ -17,6 +17,17 @@ pub struct Config {
     /// How long a silent leader keeps the stream.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// How fast state tables are read, in bytes of text per second.
+    #[serde(deserialize_with = "crate::units::bytes")]
+    pub seed_bytes_per_second: u64,
+}
+
+impl Config {
+    /// The name of the slot that is streamed from; holding it is the lease.
+    #[must_use]
+    pub fn live_slot(&self) -> String {
+        format!("{}_live", self.slot)
+    }
 }
 
 /// When an event may be delivered.
@@ -36,6 +47,7 @@ impl Default for Config {
             publication: "walcast".into(),
             delivery: Delivery::Visible,
             lease: Duration::from_secs(5),
+            seed_bytes_per_second: 64 << 20,
         }
     }
 }

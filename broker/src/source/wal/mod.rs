@@ -1,12 +1,401 @@
-//! The write-ahead log as a source.
+//! The write-ahead log as a source: one replication connection that streams from a temporary copy of the
+//! floor slot.
+//!
+//! - [`connect`]: copies the slot, names the number line, starts; `replication` speaks the protocol
+//! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
+//! - [`gate`]: only what others can see is yielded
+//! - [`seed`]: current values of state tables, beside the stream
+//! - [`floor`]: moves the persistent slot up behind what is acknowledged
+//!
+//! The live slot is acknowledged promptly, always: a server cannot stop while a walsender's client holds its
+//! flush position back.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+use walcast_wire::Epoch;
+
+use super::{Source, SourceError};
+use crate::event::{Changes, Commit, SeedEnd};
+use crate::health::Health;
+use crate::postgres::{Closed, Companion, Session, SessionState, Target};
+use crate::router::TableRule;
 
 pub mod assemble;
+pub mod catalog;
 pub mod config;
+mod connect;
 #[cfg(test)]
 mod encode;
+mod floor;
+mod gate;
 pub mod pgoutput;
 pub mod replication;
 pub mod seed;
 pub mod types;
 
-pub use config::Config;
+pub use config::{Config, Delivery};
+
+use assemble::{Assembler, Output};
+use connect::{Connected, Failure, Kind};
+use floor::Floor;
+use gate::Gate;
+use replication::{Frame, Stream};
+
+/// Pieces of a seed that may wait.
+const SEED_PIECES: usize = 4;
+/// After silence the stream is connected again; each time that brings nothing the tolerance doubles, so often.
+const SILENCE_DOUBLINGS_MAX: u32 = 4;
+
+/// The WAL of one database.
+#[derive(Debug)]
+pub struct Wal {
+    config: Config,
+    target: Target,
+    companion: Arc<Companion>,
+    health: Arc<Health>,
+    tables: Vec<TableRule>,
+    /// Tables to read again, and those to forget, since the rules changed.
+    reread: Vec<TableRule>,
+    forget: Vec<Arc<str>>,
+    live: Option<Live>,
+    /// The number line that was streamed last, and how far it was yielded.
+    line: Option<(Epoch, u64)>,
+    /// All current values were read on that line.
+    seeded: bool,
+    /// How often the server was silent in a row.
+    silences: u32,
+    /// Since when the lease is somebody else's.
+    held_since: Option<Instant>,
+}
+
+/// A running stream and what belongs to it.
+struct Live {
+    stream: Stream,
+    assembler: Assembler,
+    gate: Option<Gate>,
+    /// Begun, not yet known to be visible.
+    waiting: Option<Arc<Commit>>,
+    seeding: Option<Seeding>,
+    ready: std::collections::VecDeque<Changes>,
+    acknowledged: watch::Sender<u64>,
+    companion: watch::Receiver<SessionState>,
+    gate_session: Option<Arc<Session>>,
+    _floor: AbortOnDropHandle<()>,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live").field("waiting", &self.waiting).finish_non_exhaustive()
+    }
+}
+
+/// A seeding under way.
+struct Seeding {
+    pieces: mpsc::Receiver<Changes>,
+    task: AbortOnDropHandle<Result<(), Failure>>,
+    /// Its begin was yielded; until then the stream is not read on.
+    begun: bool,
+}
+
+impl Wal {
+    /// Connects to nothing yet.
+    #[must_use]
+    pub fn new(config: Config, companion: Arc<Companion>, health: Arc<Health>) -> Self {
+        Self {
+            target: companion.target().clone(),
+            config,
+            companion,
+            health,
+            tables: Vec::new(),
+            reread: Vec::new(),
+            forget: Vec::new(),
+            live: None,
+            line: None,
+            seeded: false,
+            silences: 0,
+            held_since: None,
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Live, Failure> {
+        let silence_max = self.config.lease / 2 * 2_u32.pow(self.silences.min(SILENCE_DOUBLINGS_MAX));
+        let Connected { stream, start, key, walsender } =
+            connect::connect(&self.target, &self.companion, &self.config, silence_max).await?;
+        let gate = match self.config.delivery {
+            Delivery::Visible => Some(Gate::connect(&self.target, Arc::clone(&self.health)).await?),
+            Delivery::Fast => None,
+        };
+        let (acknowledged, target) = watch::channel(0);
+        let floor = Floor {
+            companion: Arc::clone(&self.companion),
+            health: Arc::clone(&self.health),
+            slot: self.config.slot.clone(),
+            live: self.config.live_slot(),
+            walsender,
+            target,
+        };
+        let mut companion = self.companion.watch();
+        companion.mark_unchanged();
+        // Another number line, or a part of this one that was never seen: all values are read anew.
+        if self.line.is_none_or(|(epoch, upto)| epoch != start.epoch || start.from > upto) {
+            (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
+        }
+        self.held_since = None;
+        tracing::info!(
+            slot = self.config.slot,
+            from = %walcast_wire::Position::before(start.from),
+            epoch = %start.epoch,
+            "streaming"
+        );
+        Ok(Live {
+            gate_session: gate.as_ref().map(Gate::session),
+            stream,
+            assembler: Assembler::new(&key),
+            gate,
+            waiting: None,
+            seeding: None,
+            ready: [Changes::Start(start)].into(),
+            acknowledged,
+            companion,
+            _floor: floor.spawn(),
+        })
+    }
+
+    /// Starts a seeding if one is due and none runs.
+    fn start_seeding(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        if live.seeding.is_some() {
+            return;
+        }
+        let (tables, forget) = if self.seeded {
+            (std::mem::take(&mut self.reread), std::mem::take(&mut self.forget))
+        } else {
+            // Reading everything covers whatever the rules changed meanwhile.
+            self.reread.clear();
+            self.forget.clear();
+            (self.tables.clone(), Vec::new())
+        };
+        if tables.is_empty() && forget.is_empty() {
+            if !self.seeded {
+                self.seeded = true;
+                live.ready.push_back(Changes::SeedBegin(Arc::from([])));
+                live.ready.push_back(Changes::SeedEnd(SeedEnd { snapshot: Arc::default(), settle: 0 }));
+            }
+            return;
+        }
+        let tables: Vec<_> = tables.into_iter().map(seed::SeedTable::from).collect();
+        let (sender, pieces) = mpsc::channel(SEED_PIECES);
+        let bytes_per_second = NonZeroU64::new(self.config.seed_bytes_per_second).unwrap_or(NonZeroU64::MIN);
+        let (companion, config) = (Arc::clone(&self.companion), seed::Config { bytes_per_second });
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut session = companion.lock().await?;
+            seed::seed(&mut session, &tables, &forget, &config, &sender).await.map_err(|error| {
+                if error.is_permanent() {
+                    Failure::needs_operator(error.to_string())
+                } else {
+                    Failure::again(error.to_string())
+                }
+            })
+        }));
+        live.seeding = Some(Seeding { pieces, task, begun: false });
+    }
+
+    /// One step on; `None`: nothing to yield yet. Cancel safe: what is under way is kept in `self`.
+    async fn step(&mut self) -> Result<Option<Changes>, Failure> {
+        let Some(live) = &mut self.live else {
+            self.live = Some(self.connect().await?);
+            return Ok(None);
+        };
+        if let Some(changes) = live.ready.pop_front() {
+            return Ok(Some(changes));
+        }
+        self.start_seeding();
+        let Some(live) = &mut self.live else { return Ok(None) };
+        if let Some(changes) = live.ready.pop_front() {
+            return Ok(Some(changes));
+        }
+        let changes = tokio::select! {
+            biased;
+            // First: a server that stops must not wait for us.
+            closed = ended(&mut live.companion, live.gate_session.clone()) => return Err(closed),
+            piece = next_piece(&mut live.seeding) => piece?,
+            changes = live_step(
+                &mut live.stream, &mut live.assembler, &mut live.gate, &mut live.waiting, &self.companion,
+            ), if live.seeding.as_ref().is_none_or(|seeding| seeding.begun) => changes?,
+        };
+        match &changes {
+            Some(Changes::SeedEnd(_)) => {
+                live.seeding = None;
+                self.seeded = true;
+            }
+            Some(Changes::Transaction(part)) => {
+                self.silences = 0;
+                if let (Some((_, upto)), Some(end)) = (&mut self.line, part.end) {
+                    *upto = end;
+                }
+            }
+            Some(Changes::Idle(lsn)) => {
+                if let Some((_, upto)) = &mut self.line {
+                    *upto = (*upto).max(*lsn);
+                }
+            }
+            _ => {}
+        }
+        Ok(changes)
+    }
+
+    /// The stream is over: lets go of everything and says what to do.
+    fn fail(&mut self, failure: Failure) -> SourceError {
+        // Dropping the stream ends the connection, which releases the lease.
+        self.live = None;
+        let running = self.line.is_some();
+        match failure.kind {
+            Kind::Silent => self.silences += 1,
+            Kind::Held => {
+                let since = *self.held_since.get_or_insert_with(Instant::now);
+                // Our own last connection may linger for a lease; who holds on longer lives.
+                if !running && since.elapsed() > self.config.lease * 2 {
+                    let message = format!(
+                        "{}; it was held for {} s: stop that broker, or give this one another `source.slot`",
+                        failure.message,
+                        since.elapsed().as_secs()
+                    );
+                    return Failure::needs_operator(message).into_error(running);
+                }
+            }
+            _ => {}
+        }
+        failure.into_error(running)
+    }
+}
+
+/// A session that must live has ended.
+async fn ended(companion: &mut watch::Receiver<SessionState>, gate: Option<Arc<Session>>) -> Failure {
+    let shutdown = companion.wait_for(|state| matches!(state, SessionState::Closed(Closed::Shutdown(_))));
+    let gate = async {
+        match gate {
+            Some(session) => session.closed().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        Ok(state) = shutdown => match &*state {
+            SessionState::Closed(closed) => Failure::of_closed("companion", closed),
+            _ => Failure::again("the companion session ended"),
+        },
+        closed = gate => Failure::of_closed("gate", &closed),
+    }
+}
+
+impl Failure {
+    fn of_closed(session: &str, closed: &Closed) -> Self {
+        let kind = if matches!(closed, Closed::Shutdown(_)) { Kind::Shutdown } else { Kind::Passing };
+        Self { message: format!("the {session} session: {closed}"), kind }
+    }
+}
+
+/// The next piece of the seeding, if one runs. Its end without [`Changes::SeedEnd`] is a failure.
+async fn next_piece(seeding: &mut Option<Seeding>) -> Result<Option<Changes>, Failure> {
+    let Some(running) = seeding else { return std::future::pending().await };
+    match running.pieces.recv().await {
+        Some(piece) => {
+            running.begun = true;
+            Ok(Some(piece))
+        }
+        None => {
+            let result = (&mut running.task).await;
+            Err(match result {
+                Ok(Err(failure)) => failure,
+                _ => Failure::again("reading current values ended early"),
+            })
+        }
+    }
+}
+
+/// The next changes of the stream that others can see.
+async fn live_step(
+    stream: &mut Stream,
+    assembler: &mut Assembler,
+    gate: &mut Option<Gate>,
+    waiting: &mut Option<Arc<Commit>>,
+    companion: &Companion,
+) -> Result<Option<Changes>, Failure> {
+    loop {
+        if let (Some(gate), Some(commit)) = (gate.as_mut(), waiting.as_ref())
+            && let Err(error) = gate.pass(commit.xid).await
+        {
+            // A session that ends says why in its own words; the query only breaks.
+            return Err(if error.is_closed() {
+                Failure::of_closed("gate", &gate.session().closed().await)
+            } else {
+                Failure::again(format!("the gate session: {error}"))
+            });
+        }
+        *waiting = None;
+        if !assembler.unknown_types().is_empty() {
+            let session = companion.lock().await?;
+            let answer = types::look_up(&session, assembler.unknown_types()).await;
+            let answer =
+                answer.map_err(|error| Failure::again(format!("reading the catalog of types: {error}")))?;
+            assembler.learn(&answer);
+        }
+        match stream.next().await? {
+            Frame::Data { body, .. } => match assembler.push(body) {
+                Ok(Some(Output::Begin(commit))) => *waiting = Some(commit),
+                Ok(Some(Output::Part(part))) => return Ok(Some(Changes::Transaction(part))),
+                Ok(None) => {}
+                Err(error) => return Err(Failure::again(format!("the stream cannot be decoded: {error}"))),
+            },
+            Frame::Keepalive { .. } if assembler.in_transaction() => {}
+            Frame::Keepalive { wal_end } => return Ok(Some(Changes::Idle(wal_end))),
+        }
+    }
+}
+
+impl Source for Wal {
+    async fn next(&mut self) -> Result<Changes, SourceError> {
+        loop {
+            match self.step().await {
+                Ok(Some(changes)) => return Ok(changes),
+                Ok(None) => {}
+                Err(failure) => return Err(self.fail(failure)),
+            }
+        }
+    }
+
+    async fn ack(&mut self, upto: u64) -> Result<(), SourceError> {
+        if let Some(live) = &self.live {
+            live.stream.ack(upto);
+            live.acknowledged.send_replace(upto);
+        }
+        Ok(())
+    }
+
+    fn keep_values_of(&mut self, all: Vec<TableRule>, changed: Vec<Arc<str>>) {
+        for name in changed {
+            self.reread.retain(|table| table.name != name);
+            match all.iter().find(|table| table.name == name) {
+                Some(table) => self.reread.push(table.clone()),
+                None => self.forget.push(name),
+            }
+        }
+        self.tables = all;
+    }
+
+    async fn close(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.stream.close().await;
+        }
+    }
+}
+
+impl From<TableRule> for seed::SeedTable {
+    fn from(table: TableRule) -> Self {
+        let names = |columns: Vec<Arc<str>>| columns.iter().map(|name| name.to_string()).collect();
+        Self { name: table.name, columns: table.columns.map(names) }
+    }
+}

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::TryStreamExt;
-use serde::Deserialize;
 use tokio::sync::mpsc::{self, error::SendError};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::error::SqlState;
@@ -26,22 +25,19 @@ use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, SimpleQueryRow,
 
 use super::types::{self, TypeMap};
 use crate::event::{Cell, Changes, Column, Relation, Row, SeedEnd, SeedRows, Snapshot};
-use crate::units::MIB;
 use crate::value::ValueKind;
 
 /// How fast to read.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Text of values per second, averaged over the run; keeps a large table from crowding out the
     /// application's reads.
-    #[serde(deserialize_with = "crate::units::bytes")]
     pub bytes_per_second: NonZeroU64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { bytes_per_second: NonZeroU64::new(64 * MIB).unwrap_or(NonZeroU64::MIN) }
+        Self { bytes_per_second: NonZeroU64::MIN.saturating_add((64 << 20) - 1) }
     }
 }
 

@@ -1,0 +1,73 @@
+//! `walcast setup` and `walcast teardown` as commands: from flags and configuration to what they do.
+
+use std::io::Write;
+
+use super::exit::Failure;
+use super::settings::{Settings, connect, published_tables};
+use super::setup::{self, SetupArgs, SetupOptions};
+use super::teardown::{self, TeardownArgs, TeardownOptions};
+
+/// Arguments of `setup`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(about = "Make schema, publication, grants and slot in the database")]
+pub struct SetupCommand {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    args: SetupArgs,
+}
+
+/// Arguments of `teardown`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(about = "Remove from the database all that setup made")]
+pub struct TeardownCommand {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    args: TeardownArgs,
+}
+
+/// Runs `setup`.
+///
+/// # Errors
+/// See [`SetupError`](setup::SetupError).
+pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), Failure> {
+    let loader = command.settings.loader();
+    let config = loader.load()?;
+    let args = &command.args;
+    let options = SetupOptions {
+        source: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        tables: published_tables(&config, &loader.file().display().to_string())?,
+        broker_role: args.broker_role.clone(),
+        publishers: args.publisher.clone(),
+        accept_unbounded_wal: args.accept_unbounded_wal,
+        lock_timeout: args.lock_timeout,
+    };
+    if args.print_sql.is_some() && config.postgres.url.is_none() {
+        return Ok(setup::run(args, &options, None, out).await?);
+    }
+    let mut session = connect(&config).await?;
+    let done = setup::run(args, &options, Some(&mut session), out).await;
+    session.close().await;
+    Ok(done?)
+}
+
+/// Runs `teardown`.
+///
+/// # Errors
+/// See [`SetupError`](setup::SetupError).
+pub async fn take_down(command: &TeardownCommand, out: &mut impl Write) -> Result<(), Failure> {
+    let config = command.settings.load()?;
+    let args = &command.args;
+    let options = TeardownOptions {
+        source: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        wait: args.wait,
+        lock_timeout: args.lock_timeout,
+    };
+    let mut session = connect(&config).await?;
+    let done = teardown::run(args, &options, &mut session, out).await;
+    session.close().await;
+    Ok(done?)
+}

@@ -1,0 +1,138 @@
+//! `walcast serve`: the broker.
+
+use std::net::SocketAddr;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::{self, Failure};
+use super::settings::Settings;
+use crate::config::Loader;
+use crate::node::{Node, NodeError, Reloader};
+use crate::telemetry;
+
+/// Arguments.
+#[derive(clap::Args, Clone, Debug)]
+#[command(
+    about = "Run the broker",
+    after_help = "Examples:
+  walcast serve
+  walcast serve --config /etc/walcast.toml
+  WALCAST_POSTGRES__URL=postgres://walcast@db/app walcast serve --listen 127.0.0.1:9000
+
+SIGHUP reads the [[table]] rules again. SIGTERM drains: clients are told to come back, and the
+process ends within 10 s. Every key of the file: docs/configuration.md"
+)]
+pub struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Address of the API, over `http.listen`
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Address for health and metrics, over `admin.listen`
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
+    /// Listen beyond loopback although there is no authentication yet
+    #[arg(long)]
+    insecure: bool,
+    /// What to log, over `log.level`
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl Args {
+    fn loader(&self) -> Loader {
+        let mut loader = self.settings.loader();
+        if let Some(address) = self.listen {
+            loader = loader.flag("--listen", "http.listen", address.to_string());
+        }
+        if let Some(address) = self.admin_listen {
+            loader = loader.flag("--admin-listen", "admin.listen", address.to_string());
+        }
+        if self.insecure {
+            loader = loader.flag("--insecure", "http.insecure", "true");
+        }
+        if let Some(level) = &self.log_level {
+            loader = loader.flag("--log-level", "log.level", level.as_str());
+        }
+        loader
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The configuration cannot be used, or the node ended by itself.
+pub async fn run(args: &Args) -> Result<(), Failure> {
+    let loader = args.loader();
+    let file = loader.file().display().to_string();
+    let config = loader.load()?;
+    telemetry::init(&config.log).map_err(|error| Failure::new(exit::USAGE, format!("log.level: {error}")))?;
+    let failed = |error: NodeError| Failure::of_node(&file, &error);
+    let insecure = config.http.insecure && !config.http.listen.ip().is_loopback();
+    let node = Node::start(config).await.map_err(failed)?;
+    tracing::info!(http = %node.http, admin = %node.admin, "listening");
+    if insecure {
+        tracing::warn!(
+            "insecure = true: everybody who reaches {} can read and publish, for there is no authentication yet",
+            node.http
+        );
+    }
+    let stop = stop_signal()?;
+    let reloader = node.reloader();
+    let ended = node.join(stop);
+    tokio::select! {
+        ended = ended => ended.map_err(failed),
+        failure = reload_on_hangup(&loader, &reloader) => Err(failure),
+    }
+}
+
+impl Failure {
+    /// How the end of a node ends the process; `origin` is the file that holds the rules.
+    pub(super) fn of_node(origin: &str, error: &NodeError) -> Self {
+        let code = match error {
+            NodeError::Dsn(_) | NodeError::Rules(_) => exit::USAGE,
+            NodeError::Listen { .. } | NodeError::Source(_) | NodeError::Publish(_) => exit::UNAVAILABLE,
+            NodeError::StateFull(_) | NodeError::Panicked(_) => exit::OTHER,
+        };
+        match error {
+            NodeError::Dsn(_) | NodeError::Rules(_) => Self::new(code, format!("{origin}: {error}")),
+            _ => Self::new(code, error.to_string()),
+        }
+    }
+}
+
+/// Completes on SIGTERM or SIGINT.
+fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: draining"),
+            _ = int.recv() => tracing::info!("SIGINT: draining"),
+        }
+    })
+}
+
+fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(exit::OTHER, format!("cannot listen for signals: {error}")))
+}
+
+/// Takes new rules on each SIGHUP, for ever. What is wrong with them is logged, and the old ones stay.
+async fn reload_on_hangup(loader: &Loader, reloader: &Reloader) -> Failure {
+    let mut hangup = match listen(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(failure) => return failure,
+    };
+    while hangup.recv().await.is_some() {
+        let taken = match loader.load() {
+            Ok(config) => reloader.reload(&config.table).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match taken {
+            Ok(()) => tracing::info!("SIGHUP: new rules taken"),
+            Err(error) => {
+                tracing::error!("SIGHUP: the old rules stay, for the new ones cannot be used: {error}");
+            }
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,84 @@
+//! The flags that name the configuration, shared by the commands that need it.
+
+use std::path::PathBuf;
+
+use crate::cli::exit::{self, Failure};
+use crate::cli::setup::PublishedTable;
+use crate::config::{Config, Loader};
+use crate::postgres::{ConnectErrorKind, Session};
+use crate::router::Router;
+
+/// Where the settings come from.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Settings {
+    /// Configuration file; without it walcast.toml, where that exists
+    #[arg(long, value_name = "FILE", env = "WALCAST_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Connection string, over `postgres.url`
+    #[arg(long, value_name = "URL", hide_env_values = true, env = "WALCAST_DATABASE_URL")]
+    pub database_url: Option<String>,
+}
+
+impl Settings {
+    /// Reads file, environment and these flags.
+    #[must_use]
+    pub fn loader(&self) -> Loader {
+        let loader = Loader::new(self.config.clone()).environment(std::env::vars_os());
+        match &self.database_url {
+            Some(url) => loader.flag("--database-url", "postgres.url", url.as_str()),
+            None => loader,
+        }
+    }
+
+    /// The configuration.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn load(&self) -> Result<Config, Failure> {
+        Ok(self.loader().load()?)
+    }
+}
+
+impl From<crate::config::ConfigError> for Failure {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Self::new(exit::USAGE, error.to_string())
+    }
+}
+
+/// A session for a command that does its work and ends.
+///
+/// # Errors
+/// The settings are wrong, or the server is out of reach.
+pub async fn connect(config: &Config) -> Result<Session, Failure> {
+    let target = config
+        .postgres
+        .target(|name| std::env::var(name).ok())
+        .map_err(|error| Failure::new(exit::USAGE, format!("postgres.url: {error}")))?;
+    Session::connect(&target, "walcast setup").await.map_err(|error| {
+        let code = match error.kind {
+            ConnectErrorKind::Configuration => exit::USAGE,
+            _ => exit::UNAVAILABLE,
+        };
+        Failure::new(code, error.to_string())
+    })
+}
+
+/// What the rules publish, as setup needs it.
+///
+/// # Errors
+/// A rule cannot be used.
+pub fn published_tables(config: &Config, origin: &str) -> Result<Vec<PublishedTable>, Failure> {
+    let router = Router::new(&config.table, config.router.clone())
+        .map_err(|error| Failure::new(exit::USAGE, format!("{origin}: {error}")))?;
+    let table = |rule: crate::router::TableRule| {
+        let (schema, name) = rule.name.split_once('.').unwrap_or(("public", &rule.name));
+        let columns = rule.columns.filter(|_| rule.column_list);
+        PublishedTable {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+            columns: columns.map(|names| names.iter().map(|name| name.to_string()).collect()),
+            state: rule.state,
+        }
+    };
+    Ok(router.tables().map(table).collect())
+}

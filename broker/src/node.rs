@@ -1,0 +1,339 @@
+//! The one place where the parts meet: build, bind, spawn, supervise, drain.
+//!
+//! A node is made of named tasks that it owns. The first that ends with an error ends the node; nothing
+//! outlives [`Node::join`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::backbone::Backbone as _;
+use crate::backbone::local::Local;
+use crate::config::Config;
+use crate::health::{Health, Part};
+use crate::hub::{Hub, StateFull};
+use crate::pipeline::{self, PublishError};
+use crate::postgres::{Companion, DsnError};
+use crate::router::{Router, RuleConfig, RuleError};
+use crate::source::wal::{Wal, catalog};
+use crate::source::{Retry, SourceError};
+use crate::{admin, listen, telemetry, transport};
+
+mod publisher;
+
+/// How long a node that drains waits for its clients.
+const GRACE: Duration = Duration::from_secs(8);
+/// Publishes that wait for the companion session.
+const PUBLISHERS_MAX: usize = 256;
+/// Pause before Postgres is looked for again at start.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a node does not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The connection string cannot be used.
+    #[error("postgres.url: {0}")]
+    Dsn(#[from] DsnError),
+    /// A rule is wrong by itself, or does not fit the database.
+    #[error("{}", rules(.0))]
+    Rules(Vec<RuleError>),
+    /// An address cannot be listened on.
+    #[error("{key}: cannot listen on {address}: {error}; is another walcast running?")]
+    Listen {
+        /// The key that names it.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The server, or what is in it, does not fit.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The stream ended for good.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// Current values outgrew their memory.
+    #[error(transparent)]
+    StateFull(#[from] StateFull),
+    /// A task panicked; the log has more.
+    #[error("the task {0} panicked; this is a fault of walcast")]
+    Panicked(&'static str),
+}
+
+fn rules(errors: &[RuleError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    /// Where the API listens.
+    pub http: SocketAddr,
+    /// Where operators connect.
+    pub admin: SocketAddr,
+    parts: Arc<Parts>,
+    tasks: JoinSet<(&'static str, Result<(), NodeError>)>,
+}
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Parts {
+    config: Config,
+    companion: Arc<Companion>,
+    health: Arc<Health>,
+    hub: Arc<Hub>,
+    backbone: Arc<Local>,
+    rules: watch::Sender<Arc<Router>>,
+    /// Ends the source, and so releases the slot.
+    stop: CancellationToken,
+    /// Asks clients to go elsewhere.
+    drain: CancellationToken,
+    /// Ends what operators see; last.
+    end: CancellationToken,
+}
+
+impl Node {
+    /// Checks what can be checked without Postgres, binds both listeners and starts all tasks. Postgres may
+    /// come later: until then the node is live but not ready.
+    ///
+    /// # Errors
+    /// The configuration cannot be used, or an address not be bound.
+    pub async fn start(config: Config) -> Result<Self, NodeError> {
+        let router = compile(&config, &config.table)?;
+        let target = config.postgres.target(|name| std::env::var(name).ok())?;
+        let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
+        let health = Arc::new(Health::new(config.source.lease * 2));
+        let http = bind("http.listen", config.http.listen).await?;
+        let admin = bind("admin.listen", config.admin.listen).await?;
+        let parts = Arc::new(Parts {
+            companion,
+            health,
+            hub: Hub::new(config.history.clone()),
+            backbone: Arc::new(Local::default()),
+            rules: watch::Sender::new(Arc::new(router)),
+            stop: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            end: CancellationToken::new(),
+            config,
+        });
+        let mut node =
+            Self { http: http.1, admin: admin.1, parts: Arc::clone(&parts), tasks: JoinSet::new() };
+        node.spawn("publish", publish(Arc::clone(&parts)));
+        node.spawn("ingest", {
+            let (backbone, hub) = (Arc::clone(&parts.backbone), Arc::clone(&parts.hub));
+            let health = Arc::clone(&parts.health);
+            async move { Ok(pipeline::ingest(backbone, hub, health).await?) }
+        });
+        node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
+        node.spawn("http", {
+            let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
+            let mut limits = parts.config.http.limits();
+            limits.connections_max = listen::connections_possible(limits.connections_max);
+            let drain = parts.drain.clone();
+            let hub = Arc::clone(&parts.hub);
+            let router = transport::router(parts.config.http.clone(), hub, publisher, drain.clone());
+            async move {
+                listen::serve(http.0, router, limits, drain).await;
+                Ok(())
+            }
+        });
+        node.spawn("admin", {
+            let router =
+                admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), telemetry::metrics());
+            let (limits, end) = (parts.config.admin.limits(), parts.end.clone());
+            async move {
+                listen::serve(admin.0, router, limits, end).await;
+                Ok(())
+            }
+        });
+        Ok(node)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), NodeError>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    /// Whether clients are served as promised.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.parts.health.ready(Instant::now())
+    }
+
+    /// What is unwell now, in one line.
+    #[must_use]
+    pub fn problems(&self) -> String {
+        let problems = self.parts.health.problems(Instant::now());
+        problems
+            .iter()
+            .map(|(part, reason)| format!("{}: {reason}", part.as_str()))
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
+    /// What changes the rules of this node while it runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader { parts: Arc::clone(&self.parts) }
+    }
+
+    /// Runs until `shutdown` completes, then drains; or until a part fails.
+    ///
+    /// # Errors
+    /// What ended the node.
+    pub async fn join(mut self, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
+        let result = tokio::select! {
+            ended = first_failure(&mut self.tasks) => ended,
+            () = shutdown => Ok(()),
+        };
+        self.drain().await;
+        result
+    }
+
+    /// Releases the slot first, so that another broker can take over, then tells the clients, and ends.
+    async fn drain(mut self) {
+        let parts = Arc::clone(&self.parts);
+        parts.health.unwell(Part::Node, "draining");
+        parts.stop.cancel();
+        parts.drain.cancel();
+        parts.backbone.close();
+        let clients_gone = async {
+            while let Some(Ok((name, _))) = self.tasks.join_next().await {
+                if name == "http" {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(GRACE, clients_gone).await.is_err() {
+            tracing::warn!("clients were still connected after {} s; cutting them off", GRACE.as_secs());
+        }
+        parts.end.cancel();
+        parts.companion.close().await;
+        self.tasks.shutdown().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// The first task that fails; tasks that merely end are no reason to stop.
+async fn first_failure(tasks: &mut JoinSet<(&'static str, Result<(), NodeError>)>) -> Result<(), NodeError> {
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok((_, Ok(()))) => {}
+            Ok((_, Err(error))) => return Err(error),
+            Err(error) if error.is_panic() => return Err(NodeError::Panicked("of the node")),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let failed = |error| NodeError::Listen { key, address, error };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn compile(config: &Config, rules: &[RuleConfig]) -> Result<Router, NodeError> {
+    Router::new(rules, config.router.clone()).map_err(|error| NodeError::Rules(vec![error]))
+}
+
+/// Waits for Postgres, makes sure that everything fits, then reads until stopped.
+async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
+    let checked = parts.stop.run_until_cancelled(wait_until_suitable(&parts)).await;
+    match checked {
+        None => return Ok(()),
+        Some(result) => result?,
+    }
+    let source =
+        Wal::new(parts.config.source.clone(), Arc::clone(&parts.companion), Arc::clone(&parts.health));
+    pipeline::publish(
+        source,
+        parts.rules.subscribe(),
+        Arc::clone(&parts.backbone),
+        parts.config.pipeline.clone(),
+        Arc::clone(&parts.health),
+        parts.stop.clone(),
+    )
+    .await?;
+    Ok(())
+}
+
+async fn wait_until_suitable(parts: &Parts) -> Result<(), NodeError> {
+    let mut told = false;
+    loop {
+        let router = Arc::clone(&parts.rules.borrow());
+        match check(parts, &router).await {
+            Err(NodeError::Source(error)) if error.retry != Retry::Never => {
+                parts.health.unwell(Part::Stream, error.to_string());
+                if !told {
+                    tracing::warn!("waiting for Postgres: {error}");
+                }
+                told = true;
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether server, schema, publication and tables are as the rules need them.
+async fn check(parts: &Parts, router: &Router) -> Result<(), NodeError> {
+    let names: Vec<Arc<str>> = router.tables().map(|table| table.name).collect();
+    let facts = catalog::read(&parts.companion, &parts.config.source, &names).await?;
+    match router.check(&facts) {
+        errors if errors.is_empty() => Ok(()),
+        errors => Err(NodeError::Rules(errors)),
+    }
+}
+
+/// What needs doing now and then: old events go, also while nothing happens; figures are published.
+async fn housekeeping(parts: Arc<Parts>) -> Result<(), NodeError> {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    while parts.end.run_until_cancelled(tick.tick()).await.is_some() {
+        parts.hub.evict(Instant::now());
+        admin::gauges(&parts.hub.status());
+        telemetry::metrics().run_upkeep();
+    }
+    Ok(())
+}
+
+/// Changes a running node's rules.
+#[derive(Clone, Debug)]
+pub struct Reloader {
+    parts: Arc<Parts>,
+}
+
+impl Reloader {
+    /// Takes new rules, if they are right and fit the database; else the old ones stay. Only rules change:
+    /// other settings need a restart.
+    ///
+    /// # Errors
+    /// Why the old rules stay.
+    pub async fn reload(&self, rules: &[RuleConfig]) -> Result<(), NodeError> {
+        let result = self.take(rules).await;
+        match &result {
+            Ok(()) => self.parts.health.well(Part::Rules),
+            Err(error) => {
+                self.parts.health.unwell(Part::Rules, format!("the new rules were not taken: {error}"));
+            }
+        }
+        result
+    }
+
+    async fn take(&self, rules: &[RuleConfig]) -> Result<(), NodeError> {
+        let router = compile(&self.parts.config, rules)?;
+        check(&self.parts, &router).await?;
+        self.parts.rules.send_replace(Arc::new(router));
+        Ok(())
+    }
+}

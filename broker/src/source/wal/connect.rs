@@ -1,0 +1,241 @@
+//! From nothing to a running stream: copy the floor slot, name the number line, start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use walcast_wire::Epoch;
+
+use super::Config;
+use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
+use crate::event::Start;
+use crate::postgres::{Companion, ConnectError, ConnectErrorKind, Target};
+use crate::source::{Retry, SourceError};
+
+/// A server that stops waits for its walsenders; a client that comes back at once would be in its way.
+const AFTER_SHUTDOWN: Duration = Duration::from_secs(10);
+/// Pause before what needs an operator is tried again, once the broker has been running.
+const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+/// What the plugin is asked for; part of the epoch, since it decides which records are numbered.
+const PLUGIN: [(&str, &str); 2] = [("proto_version", "1"), ("messages", "true")];
+
+/// A stream that runs.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub(super) stream: Stream,
+    pub(super) start: Start,
+    /// Proves messages to be ours.
+    pub(super) key: String,
+    /// The process of our walsender.
+    pub(super) walsender: i32,
+}
+
+/// Connects. `silence_max` as in [`StreamOptions`].
+pub(super) async fn connect(
+    target: &Target,
+    companion: &Companion,
+    config: &Config,
+    silence_max: Duration,
+) -> Result<Connected, Failure> {
+    let (key, generation) = read_schema(companion, config).await?;
+    let mut connection = Connection::connect(target, "walcast", config.lease).await?;
+    let from = copy_slot(&mut connection, config).await?;
+    // Runs no SQL, and so cannot fail in a way that drops the temporary slot.
+    let system = connection.query("IDENTIFY_SYSTEM").await?;
+    let field = |i: usize| system.first().and_then(|row| row.get(i)).and_then(Option::as_deref);
+    let (identifier, timeline) = (field(0).unwrap_or_default(), field(1).unwrap_or_default());
+    let replay_until = field(2).and_then(parse_lsn).unwrap_or(from);
+    let mut parts = vec!["wal", identifier, timeline, &config.slot, &generation, &config.publication];
+    parts.extend(PLUGIN.iter().flat_map(|(name, value)| [*name, *value]));
+    let epoch = Epoch::of(parts);
+    let walsender = connection.pid();
+    let mut plugin: Vec<(String, String)> =
+        PLUGIN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let quoted = format!("\"{}\"", config.publication.replace('"', "\"\""));
+    plugin.push(("publication_names".to_owned(), quoted));
+    let options = StreamOptions {
+        slot: config.live_slot(),
+        start_lsn: from,
+        plugin,
+        status_every: config.lease / 3,
+        silence_max,
+    };
+    let stream = connection.start(&options).await?;
+    Ok(Connected { stream, start: Start { epoch, from, replay_until }, key, walsender })
+}
+
+/// The key and the slot's generation.
+async fn read_schema(companion: &Companion, config: &Config) -> Result<(String, String), Failure> {
+    const QUERY: &str = "SELECT k.key::text, s.generation::text FROM walcast.key k \
+         LEFT JOIN walcast.source s ON s.slot = $1 LIMIT 1";
+    let session = companion.lock().await?;
+    let row = session.query_opt(QUERY, &[&config.slot]).await.map_err(|error| match error.code() {
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::needs_operator(
+            "the role may not read the schema walcast: run `walcast setup --broker-role ROLE`, or grant it by hand",
+        ),
+        Some(code) if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_SCHEMA].contains(code) => {
+            Failure::needs_operator("this database has no schema walcast: run `walcast setup`")
+        }
+        _ => Failure::again(format!("reading the schema walcast: {error}")),
+    })?;
+    let text = |i: usize| row.as_ref().and_then(|row| row.try_get::<_, Option<String>>(i).ok().flatten());
+    match (text(0), text(1)) {
+        (Some(key), Some(generation)) => Ok((key, generation)),
+        (None, _) => Err(Failure::needs_operator("the table walcast.key is empty: run `walcast setup`")),
+        (_, None) => Err(Failure::needs_operator(format!(
+            "the slot {0} has no row in walcast.source: run `walcast setup` with `source.slot = \"{0}\"`",
+            config.slot
+        ))),
+    }
+}
+
+/// Makes the live slot, a temporary copy of the floor. Its fixed name is the lease: a second copy fails.
+async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, Failure> {
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let sql = format!(
+        "SELECT lsn FROM pg_catalog.pg_copy_logical_replication_slot({}, {}, true)",
+        literal(&config.slot),
+        literal(&config.live_slot())
+    );
+    let slot = &config.slot;
+    let rows = connection.query(&sql).await.map_err(|error| {
+        let ReplicationError::Server(server) = &error else { return error.into() };
+        let text = server.to_string();
+        let code = &server.code;
+        if *code == SqlState::DUPLICATE_OBJECT {
+            return Failure { kind: Kind::Held, ..Failure::again(format!(
+                "the slot {} is held: another broker runs on this source, or the last one's connection has not \
+                 ended yet",
+                config.live_slot()
+            )) };
+        }
+        if *code == SqlState::UNDEFINED_OBJECT {
+            return Failure::needs_operator(format!("the slot {slot} does not exist: run `walcast setup`"));
+        }
+        if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED {
+            return Failure::needs_operator(format!(
+                "no replication slot is free: raise max_replication_slots, or drop an unused one ({text})"
+            ));
+        }
+        if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+            return Failure::needs_operator(format!(
+                "the role may not use replication slots: ALTER ROLE … REPLICATION (or your provider's grant) ({text})"
+            ));
+        }
+        if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
+            return Failure::needs_operator(format!(
+                "the slot {slot} cannot be used: {text}; if it was invalidated, run `walcast teardown`, then \
+                 `walcast setup`"
+            ));
+        }
+        error.into()
+    })?;
+    let lsn = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).and_then(parse_lsn);
+    lsn.ok_or_else(|| Failure::again(format!("the copy of slot {slot} has no position")))
+}
+
+/// `16/B374D848` as a number.
+fn parse_lsn(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    Some(u64::from(u32::from_str_radix(high, 16).ok()?) << 32 | u64::from(u32::from_str_radix(low, 16).ok()?))
+}
+
+/// Why there is no stream, or no longer.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) message: String,
+    pub(super) kind: Kind,
+}
+
+/// What kind of failure it is, as far as the next attempt is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// May pass by itself.
+    Passing,
+    /// The server stops.
+    Shutdown,
+    /// The server was silent.
+    Silent,
+    /// The lease is somebody's.
+    Held,
+    /// An operator has to act.
+    Operator,
+}
+
+impl Failure {
+    pub(super) fn again(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: Kind::Passing }
+    }
+
+    pub(super) fn needs_operator(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: Kind::Operator }
+    }
+
+    /// What needs an operator ends a broker that has not begun, for whoever starts it is there to read why;
+    /// one that runs goes on trying.
+    pub(super) fn into_error(self, running: bool) -> SourceError {
+        let retry = match self.kind {
+            Kind::Passing | Kind::Silent | Kind::Held => Retry::After(Duration::ZERO),
+            Kind::Shutdown => Retry::After(AFTER_SHUTDOWN),
+            Kind::Operator if running => Retry::After(AFTER_REFUSAL),
+            Kind::Operator => Retry::Never,
+        };
+        SourceError { message: self.message, retry }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let kind = match error.kind {
+            ConnectErrorKind::Network | ConnectErrorKind::WrongServer | ConnectErrorKind::Server => {
+                Kind::Passing
+            }
+            ConnectErrorKind::Shutdown => match &error.code {
+                // Starting up, or recovering from a crash: it does not wait for us.
+                Some(code) if *code == SqlState::CANNOT_CONNECT_NOW => Kind::Passing,
+                _ => Kind::Shutdown,
+            },
+            _ => Kind::Operator,
+        };
+        Self { message: error.to_string(), kind }
+    }
+}
+
+impl From<ReplicationError> for Failure {
+    fn from(error: ReplicationError) -> Self {
+        let kind = match &error {
+            ReplicationError::Shutdown(_) => Kind::Shutdown,
+            ReplicationError::Silent(_) => Kind::Silent,
+            _ => Kind::Passing,
+        };
+        Self { message: error.to_string(), kind }
+    }
+}
+
+impl From<Arc<Failure>> for Failure {
+    fn from(failure: Arc<Failure>) -> Self {
+        Self { message: failure.message.clone(), kind: failure.kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_parse() {
+        assert_eq!(parse_lsn("16/B374D848"), Some(0x16_B374_D848));
+        assert_eq!(parse_lsn("0/0"), Some(0));
+        assert_eq!(parse_lsn("0"), None);
+        assert_eq!(parse_lsn("0/1FFFFFFFF"), None);
+    }
+
+    #[test]
+    fn only_a_broker_that_has_not_begun_gives_up() {
+        let check = |running: bool, expected: Retry| {
+            assert_eq!(Failure::needs_operator("x").into_error(running).retry, expected);
+        };
+        check(false, Retry::Never);
+        check(true, Retry::After(AFTER_REFUSAL));
+    }
+}

@@ -1,0 +1,116 @@
+//! The visibility gate: holds a transaction back until other sessions can see it.
+//!
+//! The walsender sends a commit when it is flushed; its row becomes visible to others a moment later, and
+//! under synchronous replication only after the standby's answer. A waiter that is woken too early looks and
+//! finds nothing. So a session of its own, on which nothing else ever runs, asks for the current snapshot:
+//! one answer serves all transactions that it contains.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_postgres::{Error, Statement};
+
+use crate::event::Snapshot;
+use crate::health::{Health, Part};
+use crate::postgres::{ConnectError, Session, Target};
+
+/// Pause between two looks while a transaction is not visible: first and longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// After so long operators are told what is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+type Query = Pin<Box<dyn Future<Output = Result<String, Error>> + Send>>;
+
+/// See the module.
+pub(super) struct Gate {
+    session: Arc<Session>,
+    statement: Statement,
+    health: Arc<Health>,
+    latest: Snapshot,
+    /// The look under way. It is kept here so that a caller who gives up waiting does not repeat it.
+    query: Option<Query>,
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    since: Instant,
+    pause: Duration,
+    not_before: Instant,
+    told: bool,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("latest", &self.latest).finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    /// Connects the gate's session.
+    pub(super) async fn connect(target: &Target, health: Arc<Health>) -> Result<Self, ConnectError> {
+        let session = Session::connect(target, "walcast gate").await?;
+        let statement = session
+            .prepare("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text")
+            .await
+            .map_err(|error| ConnectError::from_client("the gate session", &error))?;
+        let (session, latest) = (Arc::new(session), Snapshot::default());
+        Ok(Self { session, statement, health, latest, query: None, waiting: None })
+    }
+
+    /// The session, to watch for its end.
+    pub(super) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+
+    /// Waits until the transaction is visible. Cancel safe.
+    pub(super) async fn pass(&mut self, xid: u32) -> Result<(), Error> {
+        while !self.latest.contains(xid) {
+            if let Some(waiting) = &self.waiting {
+                sleep_until(waiting.not_before).await;
+            }
+            self.look().await?;
+            if !self.latest.contains(xid) {
+                self.wait_longer(xid);
+            }
+        }
+        if self.waiting.take().is_some_and(|waiting| waiting.told) {
+            self.health.well(Part::Gate);
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<(), Error> {
+        let query = self.query.get_or_insert_with(|| {
+            let (session, statement) = (Arc::clone(&self.session), self.statement.clone());
+            Box::pin(async move { session.query_one(&statement, &[]).await?.try_get(0) })
+        });
+        let result = query.await;
+        self.query = None;
+        // Postgres always answers in this form; were it not so, nothing would count as visible.
+        self.latest = Snapshot::parse(&result?).unwrap_or_default();
+        Ok(())
+    }
+
+    fn wait_longer(&mut self, xid: u32) {
+        let now = Instant::now();
+        let waiting =
+            self.waiting.get_or_insert(Waiting { since: now, pause: PAUSE.0, not_before: now, told: false });
+        waiting.not_before = now + waiting.pause;
+        waiting.pause = (waiting.pause * 2).min(PAUSE.1);
+        if now.duration_since(waiting.since) >= PATIENCE {
+            waiting.told = true;
+            let seconds = now.duration_since(waiting.since).as_secs();
+            self.health.unwell(
+                Part::Gate,
+                format!(
+                    "transaction {xid} is committed but not visible for {seconds} s, and all later ones wait behind \
+                     it: is a synchronous standby missing? (pg_stat_activity: wait_event SyncRep)"
+                ),
+            );
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! A broker on a database of the test's own, as `walcast setup` and `walcast serve` make one, and the ways in
+//! which a test looks at it. Nothing here sleeps: everything waits for a condition, with a generous limit.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_postgres::Client as Sql;
+use walcast::cli::local;
+use walcast::config::Config;
+use walcast::node::{Node, NodeError};
+use walcast_client::wire::{Event, TopicPattern};
+use walcast_client::{After, Client, EventsRequest, Message, Stream, Transport};
+
+use crate::server;
+
+/// Longer than anything takes that works.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits for `what`, named for the one who reads the failure.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(LIMIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {LIMIT:?}: {what}"),
+    }
+}
+
+/// Polls until `condition` holds.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        while !condition().await {
+            tick.tick().await;
+        }
+    })
+    .await;
+}
+
+/// A running broker.
+pub(crate) struct Broker {
+    pub(crate) name: String,
+    pub(crate) config: Config,
+    pub(crate) sql: Sql,
+    pub(crate) client: Client,
+    node: Option<Node>,
+}
+
+impl Broker {
+    /// Makes the database `name`, runs `ddl`, sets up with these `[[table]]` rules, and starts.
+    pub(crate) async fn start(name: &str, ddl: &str, rules: &str) -> Self {
+        server::create(name).await;
+        let sql = server::connect(name, "postgres").await;
+        run(&sql, ddl).await;
+        let config = config(&server::url(name).await, name, rules);
+        local::set_up(&config, false).await.unwrap();
+        Self::on(name, config, sql).await
+    }
+
+    /// Starts on a database that is set up.
+    pub(crate) async fn on(name: &str, config: Config, sql: Sql) -> Self {
+        let node = Node::start(config.clone()).await.unwrap();
+        let client = Client::new(&format!("http://{}", node.http)).unwrap();
+        let broker = Self { name: name.to_owned(), config, sql, client, node: Some(node) };
+        broker.ready().await;
+        broker
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn ready(&self) {
+        let ready = tokio::time::timeout(LIMIT, async {
+            while !self.node().ready() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        if ready.await.is_err() {
+            panic!("{} is not ready: {}", self.name, self.node().problems());
+        }
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        self.node.as_ref().unwrap()
+    }
+
+    /// Drains it; the database stays.
+    pub(crate) async fn stop(&mut self) -> Result<(), NodeError> {
+        within("the broker stops", self.node.take().unwrap().join(std::future::ready(()))).await
+    }
+
+    /// Runs SQL, as one transaction if it is several statements.
+    pub(crate) async fn run(&self, sql: &str) {
+        run(&self.sql, sql).await;
+    }
+
+    /// Another session.
+    pub(crate) async fn session(&self) -> Sql {
+        server::connect(&self.name, "postgres").await
+    }
+
+    /// Follows topics from now on.
+    pub(crate) async fn follow(&self, transport: Transport, topics: &[&str]) -> Follower {
+        self.follow_after(transport, topics, After::Now).await
+    }
+
+    /// Follows topics from somewhere.
+    pub(crate) async fn follow_after(&self, transport: Transport, topics: &[&str], after: After) -> Follower {
+        let mut after = after;
+        if matches!(after, After::Now) {
+            // A stream's `now` is when its request arrives; this one is before the test goes on.
+            let mut request = EventsRequest::new(patterns(topics)).after(After::Now);
+            request.wait = Some(Duration::ZERO);
+            after = After::Cursor(self.client.poll(&request).await.unwrap().cursor);
+        }
+        let request = EventsRequest::new(patterns(topics)).after(after);
+        Follower(within("the stream opens", self.client.open(transport, request)).await.unwrap())
+    }
+
+    /// What one long-poll that does not wait answers.
+    pub(crate) async fn poll(&self, topics: &[&str], after: After) -> Vec<Event<Value>> {
+        let mut request = EventsRequest::new(patterns(topics)).after(after);
+        request.wait = Some(Duration::ZERO);
+        let reply = self.client.poll(&request).await.unwrap();
+        reply.events.iter().map(value).collect()
+    }
+
+    /// Waits until everything committed so far is delivered to whom it concerns.
+    pub(crate) async fn catch_up(&self) {
+        let mut marks = self.follow(Transport::Poll, &["test/mark"]).await;
+        self.run("SELECT walcast.publish('test/mark', 'null')").await;
+        marks.next().await;
+    }
+
+    /// What `/readyz` answers, and with which status.
+    pub(crate) async fn readiness(&self) -> (u16, Value) {
+        let (status, body) = get(&self.node().admin.to_string(), "/readyz").await;
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    /// The value of a metric, over all nodes of this process.
+    pub(crate) async fn metric(&self, line: &str) -> f64 {
+        let (_, body) = get(&self.node().admin.to_string(), "/metrics").await;
+        let value = body.lines().find_map(|text| text.strip_prefix(line));
+        value.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+}
+
+/// A stream of events.
+pub(crate) struct Follower(pub(crate) Stream);
+
+impl Follower {
+    /// The next event.
+    #[track_caller]
+    pub(crate) fn next(&mut self) -> impl Future<Output = Event<Value>> {
+        let at = std::panic::Location::caller();
+        async move {
+            loop {
+                match within(&format!("an event for {at}"), self.0.next()).await {
+                    Ok(Some(Message::Event(event))) => return value(&event),
+                    Ok(Some(Message::Subscribed { .. })) => {}
+                    other => panic!("{at}: no event but {other:?}"),
+                }
+            }
+        }
+    }
+
+    /// The next `n` events, as `topic op data`.
+    pub(crate) async fn lines(&mut self, n: usize) -> Vec<String> {
+        let mut lines = Vec::with_capacity(n);
+        for _ in 0..n {
+            lines.push(line(&self.next().await));
+        }
+        lines
+    }
+}
+
+/// `topic op data`.
+pub(crate) fn line(event: &Event<Value>) -> String {
+    format!("{} {} {}", event.topic, event.op.as_str(), event.data)
+}
+
+/// The event with its data parsed.
+pub(crate) fn value(event: &Event<walcast_client::Data>) -> Event<Value> {
+    serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()
+}
+
+/// Topics as patterns.
+pub(crate) fn patterns(topics: &[&str]) -> Vec<TopicPattern> {
+    topics.iter().map(|topic| topic.parse().unwrap()).collect()
+}
+
+/// The configuration of a test's broker: slot and publication named after it, ports free ones.
+pub(crate) fn config(url: &str, name: &str, rules: &str) -> Config {
+    #[derive(serde::Deserialize)]
+    struct Rules {
+        #[serde(default)]
+        table: Vec<walcast::router::RuleConfig>,
+    }
+    let mut config = local::config(url, 0);
+    (config.source.slot, config.source.publication) = (name.to_owned(), name.to_owned());
+    config.table = toml::from_str::<Rules>(rules).unwrap().table;
+    config
+}
+
+/// Runs SQL.
+pub(crate) async fn run(sql: &Sql, text: &str) {
+    if let Err(error) = sql.batch_execute(text).await {
+        panic!("{text}: {error:?}");
+    }
+}
+
+/// A plain GET: status and body.
+pub(crate) async fn get(address: &str, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    within(path, socket.read_to_end(&mut answer)).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
