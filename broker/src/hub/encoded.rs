@@ -57,13 +57,6 @@ impl Encoded {
         self.frame.slice(FRAME_PREFIX.len()..self.frame.len() - 1)
     }
 
-    /// The wire form of the cursor.
-    #[must_use]
-    pub fn cursor_text(&self) -> Bytes {
-        let start = FRAME_PREFIX.len() + CURSOR_PREFIX.len();
-        self.frame.slice(start..start + Cursor::WIDTH)
-    }
-
     /// The value of `data` alone.
     #[must_use]
     pub fn data(&self) -> Bytes {
@@ -104,9 +97,14 @@ impl Encoder {
         &self.commit_text
     }
 
-    /// Encodes `event` as `op` at `position`.
-    pub(super) fn encode(&mut self, event: &Event, op: Op, position: Position, last: bool) -> Encoded {
-        let cursor = Cursor::new(self.epoch, position);
+    /// Encodes a current value.
+    pub(super) fn snapshot(&mut self, event: &Event) -> Encoded {
+        self.encode(event, Op::Snapshot, false)
+    }
+
+    /// Encodes `event` as `op`.
+    pub(super) fn encode(&mut self, event: &Event, op: Op, last: bool) -> Encoded {
+        let cursor = Cursor::new(self.epoch, event.position);
         let commit = self.commit_text(event.commit.as_ref());
         let topic = event.topic.as_str();
         let mut out = Vec::with_capacity(192 + topic.len() + event.data.len());
@@ -201,7 +199,7 @@ mod tests {
             state: None,
         };
         let mut encoder = Encoder::new(Epoch(5));
-        let encoded = encoder.encode(&event, event.op, event.position, true);
+        let encoded = encoder.encode(&event, event.op, true);
         let wire: walcast_wire::Event<serde_json::Value> = serde_json::from_slice(&encoded.json()).unwrap();
         assert_eq!(wire.cursor, Cursor::new(Epoch(5), Position::new(7, 3)));
         assert_eq!(wire.topic, event.topic);
@@ -209,7 +207,6 @@ mod tests {
         assert_eq!(wire.time.as_deref(), Some("2023-11-14T22:13:20.123456Z"));
         assert_eq!(wire.lsn.as_deref(), Some("16/B374D848"));
         assert_eq!((wire.xid, wire.last, wire.unchanged), (Some(9), true, vec!["logs".to_owned()]));
-        assert_eq!(encoded.cursor_text(), wire.cursor.to_string());
         assert_eq!(encoded.data(), event.data);
         let frame: walcast_wire::ServerFrame<serde_json::Value> =
             serde_json::from_slice(&encoded.text_frame()).unwrap();

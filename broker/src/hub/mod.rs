@@ -230,13 +230,15 @@ impl Hub {
     /// The current value of a topic.
     #[must_use]
     pub fn current(&self, topic: &Topic) -> Current {
-        let inner = &mut *self.inner.lock();
-        let Some(line) = &mut inner.line else { return Current::Unsettled };
-        if !inner.retained.settled() {
-            return Current::Unsettled;
-        }
-        match inner.retained.get(topic.as_str(), &mut line.encoder) {
-            Some(value) => Current::Value(value),
+        let (epoch, value) = {
+            let inner = self.inner.lock();
+            let Some(line) = inner.line.as_ref().filter(|_| inner.retained.settled()) else {
+                return Current::Unsettled;
+            };
+            (line.epoch, inner.retained.get(topic.as_str()).map(Arc::clone))
+        };
+        match value {
+            Some(value) => Current::Value(Arc::new(Encoder::new(epoch).snapshot(&value))),
             None => Current::None,
         }
     }
@@ -277,9 +279,14 @@ impl Inner {
         }
         if batch.upto > line.head {
             let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);
-            let events = self.retained.take(&batch.entries[fresh..]);
+            let (events, blind) = self.retained.take(&batch.entries[fresh..]);
+            if let Some(position) = blind {
+                self.registry.notify_all(line.head, woken);
+                self.history.restart(position);
+                line.gap = position;
+            }
             for (index, (event, last)) in (0..).zip(&events) {
-                let mut encoded = line.encoder.encode(event, event.op, event.position, *last);
+                let mut encoded = line.encoder.encode(event, event.op, *last);
                 encoded.index = index;
                 let encoded = Arc::new(encoded);
                 self.registry.notify(encoded.topic(), encoded.position(), woken);
@@ -322,9 +329,11 @@ impl Inner {
 
 impl Retained {
     /// Lets entries change the values; what remains goes into history, marked where it is its transaction's
-    /// last on its topic.
-    fn take(&mut self, entries: &[Entry]) -> Vec<(Event, bool)> {
+    /// last on its topic. The position is that of the newest entry of which nobody knows what it changed:
+    /// everything up to it is void.
+    fn take(&mut self, entries: &[Entry]) -> (Vec<(Event, bool)>, Option<Position>) {
         let mut events = Vec::with_capacity(entries.len());
+        let mut blind = None;
         for entry in entries {
             match entry {
                 Entry::Event(event) => {
@@ -334,6 +343,10 @@ impl Retained {
                     }
                 }
                 Entry::ClearTable { position, table, commit, partial } => {
+                    if self.blind() {
+                        blind = Some(*position);
+                        events.clear();
+                    }
                     for topic in self.clear_table(table, commit) {
                         let state = State { table: Arc::clone(table), effect: Effect::Clear };
                         let event = Event {
@@ -353,7 +366,7 @@ impl Retained {
             }
         }
         mark_last(&mut events);
-        events
+        (events, blind)
     }
 }
 

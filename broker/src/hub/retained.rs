@@ -5,14 +5,13 @@
 //! snapshot contains is older than the rows read, wherever its commit lies in the WAL.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 use walcast_wire::{Op, Position, Topic, TopicPattern};
 
-use super::encoded::{Encoded, Encoder};
 use crate::event::{Commit, Effect, Event, Snapshot};
 
 /// Bookkeeping that a value costs beside its bytes.
@@ -21,11 +20,12 @@ const OVERHEAD_BYTES: usize = 256;
 /// The current value of a topic.
 #[derive(Debug)]
 struct Value {
-    event: Event,
+    event: Arc<Event>,
     table: Arc<str>,
-    /// The seeding that read or confirmed it.
+    /// The seeding that read it, or during which the stream brought it.
     round: u32,
-    encoded: OnceLock<Arc<Encoded>>,
+    /// Whether its row is a member is for the seed to say: the stream brought a change of it that does not tell.
+    unsure: bool,
 }
 
 impl Value {
@@ -114,17 +114,19 @@ impl Retained {
             {
                 continue;
             }
+            // What the stream brought before this seeding is in the snapshot, whatever its id looks like by now.
             if let Some(value) = self.values.get_mut(&event.topic)
+                && value.round == self.round
                 && newer(value.xid())
             {
                 self.bytes -= value.cost_bytes();
-                merge_unchanged(&mut value.event, &event.data);
+                merge_unchanged(Arc::make_mut(&mut value.event), &event.data);
                 self.bytes += value.cost_bytes();
-                (value.round, value.encoded) = (self.round, OnceLock::new());
+                value.unsure = false;
                 continue;
             }
-            let (event, table) = (event.clone(), Arc::clone(&state.table));
-            let value = Value { event, table, round: self.round, encoded: OnceLock::new() };
+            let (event, table) = (Arc::new(event.clone()), Arc::clone(&state.table));
+            let value = Value { event, table, round: self.round, unsure: false };
             insert(&mut self.values, &mut self.bytes, value);
         }
     }
@@ -136,8 +138,10 @@ impl Retained {
         let snapshot = &**seeding.snapshot.get_or_insert_with(|| Arc::clone(snapshot));
         let (round, bytes) = (self.round, &mut self.bytes);
         self.values.retain(|_, value| {
-            let newer = value.xid().is_some_and(|xid| !snapshot.contains(xid));
-            let keep = value.round == round || newer || !seeding.tables.contains(&value.table);
+            // Contained in the snapshot, yet not replaced by a row: the row was gone by then.
+            let contained = value.xid().is_some_and(|xid| snapshot.contains(xid));
+            let confirmed = value.round == round && !contained && !value.unsure;
+            let keep = confirmed || !seeding.tables.contains(&value.table);
             if !keep {
                 *bytes -= value.cost_bytes();
             }
@@ -146,7 +150,7 @@ impl Retained {
         self.settle = Some(settle);
         for value in self.values.values_mut() {
             if value.event.commit.is_none() && value.event.position == Position::ZERO {
-                value.event.position = settle;
+                Arc::make_mut(&mut value.event).position = settle;
             }
         }
     }
@@ -170,6 +174,9 @@ impl Retained {
             && seeding.tables.contains(&state.table)
         {
             if seeding.contains(commit.xid) {
+                if let Some(value) = self.values.get(&event.topic) {
+                    merge_unchanged(event, &value.event.data);
+                }
                 return Verdict::Keep;
             }
             match state.effect {
@@ -194,26 +201,33 @@ impl Retained {
             Some(old) if self.settled && same(old) => return Verdict::Drop,
             _ => {}
         }
-        let value =
-            Value { event: event.clone(), table: state.table, round: self.round, encoded: OnceLock::new() };
+        let unsure = old.is_none() && state.effect == Effect::PutIfPresent;
+        let value = Value { event: Arc::new(event.clone()), table: state.table, round: self.round, unsure };
         insert(&mut self.values, &mut self.bytes, value);
         Verdict::Keep
     }
 
-    /// Clears all values of a table; the topics that held one.
+    /// Whether nobody knows which topics a TRUNCATE of the table clears, for its values were never read.
+    pub(super) fn blind(&self) -> bool {
+        !self.settled && self.round <= 1
+    }
+
+    /// Clears the values of a table; the topics that held one.
     pub(super) fn clear_table(&mut self, table: &Arc<str>, commit: &Commit) -> Vec<Topic> {
+        let (mut contained, round) = (false, self.round);
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(table)
         {
-            if seeding.contains(commit.xid) {
-                return Vec::new();
+            contained = seeding.contains(commit.xid);
+            if !contained {
+                seeding.cleared_tables.insert(Arc::clone(table), commit.xid);
             }
-            seeding.cleared_tables.insert(Arc::clone(table), commit.xid);
         }
         let mut topics = Vec::new();
         let bytes = &mut self.bytes;
         self.values.retain(|topic, value| {
-            let gone = value.table == *table;
+            // Rows that the seed found were inserted behind a TRUNCATE that it contains.
+            let gone = value.table == *table && !(contained && value.round == round);
             if gone {
                 *bytes -= value.cost_bytes();
                 topics.push(topic.clone());
@@ -223,37 +237,28 @@ impl Retained {
         topics
     }
 
-    /// The value of one topic, as a snapshot event.
-    pub(super) fn get(&self, topic: &str, encoder: &mut Encoder) -> Option<Arc<Encoded>> {
-        self.values.get(topic).map(|value| encode(value, encoder))
+    /// The value of one topic.
+    pub(super) fn get(&self, topic: &str) -> Option<&Arc<Event>> {
+        self.values.get(topic).map(|value| &value.event)
     }
 
     /// The values that a pattern names.
-    pub(super) fn matching<'a>(
-        &'a self,
-        pattern: &'a TopicPattern,
-        encoder: &'a mut Encoder,
-    ) -> impl Iterator<Item = Arc<Encoded>> + 'a {
+    pub(super) fn matching<'a>(&'a self, pattern: &'a TopicPattern) -> impl Iterator<Item = &'a Arc<Event>> {
         // Only topics that begin as the pattern does, up to its first wildcard, can match.
         let prefix = pattern.as_str().split('*').next().unwrap_or_default();
         self.values
             .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
             .take_while(move |(topic, _)| topic.as_str().starts_with(prefix))
             .filter(move |(topic, _)| pattern.matches(topic))
-            .map(move |(_, value)| encode(value, encoder))
+            .map(|(_, value)| &value.event)
     }
-}
-
-fn encode(value: &Value, encoder: &mut Encoder) -> Arc<Encoded> {
-    let event = &value.event;
-    let encoded =
-        value.encoded.get_or_init(|| Arc::new(encoder.encode(event, Op::Snapshot, event.position, false)));
-    Arc::clone(encoded)
 }
 
 fn insert(values: &mut BTreeMap<Topic, Value>, bytes: &mut u64, mut value: Value) {
     // A snapshot is the whole value, whatever became of the transaction around it.
-    value.event.partial = false;
+    if value.event.partial {
+        Arc::make_mut(&mut value.event).partial = false;
+    }
     *bytes += value.cost_bytes();
     if let Some(old) = values.insert(value.event.topic.clone(), value) {
         *bytes -= old.cost_bytes();

@@ -3,7 +3,6 @@
 //! It registers first and reads then, under one lock, so no wake-up is lost. It holds no events but those
 //! current values that it still has to hand out.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,7 +10,8 @@ use std::task::{Context, Poll};
 use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, TopicPattern};
 
 use super::registry::{Waiter, WaiterId};
-use super::{Encoded, Hub, Inner, SubscribeError};
+use super::{Encoded, Encoder, Hub, Inner, SubscribeError};
+use crate::event::Event;
 
 /// Entries of history that one look goes through, so that no subscriber holds the hub for long.
 const SCAN_MAX: usize = 4096;
@@ -23,7 +23,7 @@ pub enum From {
     Current,
     /// What comes.
     Now,
-    /// Current values that history does not hold, then all of history.
+    /// Current values that history does not tell, then all of history.
     Earliest,
     /// What lies behind this cursor.
     After(Cursor),
@@ -34,6 +34,9 @@ pub enum From {
 pub enum Delivery {
     /// Events, in order, never ending inside a unit (events that share a position).
     Events(Vec<Arc<Encoded>>),
+    /// All current values that were asked for and that no event behind [`Subscription::cursor`] tells. Their
+    /// own cursors say where they were set; from there one cannot go on.
+    Values(Vec<Arc<Encoded>>),
     /// Events may be missing before what follows; the subscription goes on from `resume` by itself.
     Reset(Reset),
 }
@@ -53,13 +56,15 @@ pub struct Subscription {
     cursor: Cursor,
 }
 
-/// The current values that come before or between events.
+/// The current values that come before events.
 #[derive(Debug)]
 enum Values {
     /// To be taken as soon as they are exact.
     Wanted,
-    /// Still to be handed out, in order of position.
-    Taken(VecDeque<Arc<Encoded>>),
+    /// To be handed out, in order of position.
+    Taken(Vec<Arc<Event>>),
+    /// Handed out, or not asked for.
+    Done,
 }
 
 impl Subscription {
@@ -76,7 +81,7 @@ impl Subscription {
         let (mut epoch, mut reset) = (line.epoch, None);
         let (position, values) = match from {
             From::Current => (now, Values::Wanted),
-            From::Now => (now, Values::Taken(VecDeque::new())),
+            From::Now => (now, Values::Done),
             From::Earliest => (floor, Values::Wanted),
             From::After(cursor) if cursor.epoch == epoch && cursor.position == Position::ZERO => {
                 (floor, Values::Wanted)
@@ -86,13 +91,13 @@ impl Subscription {
                 if epoch == line.epoch && cursor.position > now {
                     reset = Some(ResetReason::Gap);
                 }
-                (cursor.position, Values::Taken(VecDeque::new()))
+                (cursor.position, Values::Done)
             }
         };
         let waiter = Waiter { pending_after: (position < line.head).then_some(position), waker: None };
         let cursor = match values {
-            Values::Wanted => Cursor::new(epoch, Position::ZERO),
-            Values::Taken(_) => Cursor::new(epoch, position),
+            Values::Done => Cursor::new(epoch, position),
+            _ => Cursor::new(epoch, Position::ZERO),
         };
         let id = inner.registry.add(&topics, waiter);
         Ok(Self { hub, id, topics, epoch, position, reset, values, cursor })
@@ -118,12 +123,19 @@ impl Subscription {
         .await;
     }
 
-    /// Bytes of the current values that are still to be handed out.
+    /// Current values are wanted and not known yet: there is no cursor that would bring them again without
+    /// bringing old events, too.
     #[must_use]
-    pub fn snapshot_bytes(&self) -> u64 {
+    pub fn unsettled(&self) -> bool {
+        matches!(self.values, Values::Wanted)
+    }
+
+    /// Bytes of the current values that are to be handed out, without what encloses them.
+    #[must_use]
+    pub fn values_bytes(&self) -> u64 {
         match &self.values {
-            Values::Wanted => 0,
-            Values::Taken(values) => values.iter().map(|value| value.json().len() as u64).sum(),
+            Values::Taken(values) => values.iter().map(|value| value.data.len() as u64).sum(),
+            _ => 0,
         }
     }
 
@@ -137,13 +149,7 @@ impl Subscription {
     pub fn bookmark(&mut self) -> Cursor {
         let hub = Arc::clone(&self.hub);
         let inner = &mut *hub.inner.lock();
-        let nothing_left = matches!(&self.values, Values::Taken(values) if values.is_empty());
-        if nothing_left
-            && self.reset_reason(inner).is_none()
-            && let Some(line) = &inner.line
-            && inner.registry.get(self.id).is_some_and(|waiter| waiter.pending_after.is_none())
-        {
-            self.position = self.position.max(line.head);
+        if matches!(self.values, Values::Done) && self.reset_reason(inner).is_none() {
             self.cursor = Cursor::new(self.epoch, self.position);
         }
         self.cursor
@@ -185,7 +191,7 @@ impl Subscription {
 
     fn caught_up(&mut self, inner: &mut Inner) -> bool {
         let Some(line) = &inner.line else { return false };
-        let nothing_left = matches!(&self.values, Values::Taken(values) if values.is_empty());
+        let nothing_left = matches!(self.values, Values::Done);
         let parked = inner.registry.get(self.id).is_some_and(|waiter| waiter.pending_after.is_none());
         let caught_up = nothing_left && parked && self.epoch == line.epoch && self.reset.is_none();
         if caught_up {
@@ -211,22 +217,22 @@ impl Subscription {
         if !matches!(self.values, Values::Wanted) {
             return true;
         }
-        let Some(line) = &mut inner.line else { return false };
+        let Some(line) = &inner.line else { return false };
         if !inner.retained.settled() || line.head < self.position {
             return false;
         }
-        let mut values: Vec<Arc<Encoded>> = Vec::new();
+        let mut values: Vec<Arc<Event>> = Vec::new();
         for pattern in &self.topics {
             match pattern.as_topic() {
-                Some(topic) => values.extend(inner.retained.get(topic.as_str(), &mut line.encoder)),
-                None => values.extend(inner.retained.matching(pattern, &mut line.encoder)),
+                Some(topic) => values.extend(inner.retained.get(topic.as_str()).map(Arc::clone)),
+                None => values.extend(inner.retained.matching(pattern).map(Arc::clone)),
             }
         }
         // What history still tells, an event will tell.
-        values.retain(|value| !inner.history.has_after(value.topic().as_str(), self.position));
-        values.sort_unstable_by(|a, b| (a.position(), a.topic()).cmp(&(b.position(), b.topic())));
-        values.dedup_by(|a, b| a.topic() == b.topic());
-        self.values = Values::Taken(values.into());
+        values.retain(|value| !inner.history.has_after(value.topic.as_str(), self.position));
+        values.sort_unstable_by(|a, b| (a.position, &a.topic).cmp(&(b.position, &b.topic)));
+        values.dedup_by(|a, b| a.topic == b.topic);
+        self.values = if values.is_empty() { Values::Done } else { Values::Taken(values) };
         true
     }
 
@@ -239,6 +245,10 @@ impl Subscription {
         if !self.take_values(inner) {
             park(inner, self.id, cx);
             return Poll::Pending;
+        }
+        if let Values::Taken(values) = std::mem::replace(&mut self.values, Values::Done) {
+            self.cursor = Cursor::new(self.epoch, self.position);
+            return Poll::Ready(Delivery::Values(encode(self.epoch, &values)));
         }
         let events = self.collect(inner, limit.max(1));
         if let Some(newest) = events.last() {
@@ -268,36 +278,28 @@ impl Subscription {
         Delivery::Reset(Reset { reason, resume: self.cursor })
     }
 
-    /// Merges current values and history by position, up to `limit`; notes how far it looked.
+    /// Events behind the position, up to `limit` and to the end of a unit; notes how far it looked.
     fn collect(&mut self, inner: &mut Inner, limit: usize) -> Vec<Arc<Encoded>> {
         let Some(head) = inner.line.as_ref().map(|line| line.head) else { return Vec::new() };
-        let Values::Taken(values) = &mut self.values else { return Vec::new() };
-        let (history, looked_until) = find(inner, &self.topics, self.position, limit);
-        let mut history = history.into_iter().peekable();
-        let mut events: Vec<Arc<Encoded>> = Vec::new();
-        loop {
-            let from_values = match (values.front(), history.peek()) {
-                (Some(value), Some(event)) => value.position() <= event.position(),
-                (Some(value), None) => looked_until.is_none_or(|until| value.position() <= until),
-                (None, Some(_)) => false,
-                (None, None) => break,
-            };
-            let next = if from_values { values.front() } else { history.peek() };
-            let Some(next) = next else { break };
-            let unit_ends = events.last().is_some_and(|last| last.position() != next.position());
-            if events.len() >= limit && unit_ends {
-                break;
-            }
-            events.extend(if from_values { values.pop_front() } else { history.next() });
+        let (mut events, looked_until) = find(inner, &self.topics, self.position, limit);
+        let mut end = limit.min(events.len());
+        while end > 0 && end < events.len() && events[end].position() == events[end - 1].position() {
+            end += 1;
         }
-        // Everything before the next event in history is dealt with; current values move no position.
-        let until = history.peek().map(|next| next.position().predecessor()).or(looked_until);
+        // Everything before the next event is dealt with.
+        let until = events.get(end).map(|next| next.position().predecessor()).or(looked_until);
+        events.truncate(end);
         self.position = self.position.max(until.unwrap_or(head));
         if let Some(waiter) = inner.registry.get(self.id) {
             waiter.pending_after = until.map(|_| self.position);
         }
         events
     }
+}
+
+fn encode(epoch: Epoch, values: &[Arc<Event>]) -> Vec<Arc<Encoded>> {
+    let mut encoder = Encoder::new(epoch);
+    values.iter().map(|value| Arc::new(encoder.snapshot(value))).collect()
 }
 
 /// Events of `topics` behind `position`: at least `limit` whole units' worth where there are as many. The

@@ -131,7 +131,7 @@ fn ready(subscription: &mut Subscription, limit: usize) -> Option<Delivery> {
 fn events(subscription: &mut Subscription, limit: usize) -> Vec<String> {
     match ready(subscription, limit) {
         None => Vec::new(),
-        Some(Delivery::Events(events)) => events
+        Some(Delivery::Events(events) | Delivery::Values(events)) => events
             .iter()
             .map(|event| {
                 let wire: walcast_wire::Event<serde_json::Value> =
@@ -311,14 +311,8 @@ fn earliest_tells_every_value_once() {
     feed.send(vec![put(101, 10, "vm/a", r#"{"pin":1}"#)]);
     feed.send(vec![put(103, 11, "vm/b", r#"{"pin":2}"#), put(103, 11, "vm/c", r#"{"pin":3}"#)]);
     let mut all = feed.subscribe(&["vm/*"], From::Earliest);
-    assert_eq!(
-        events(&mut all, 10),
-        [
-            r#"101:1 vm/a snapshot {"pin":1}"#,
-            r#"103:1 vm/b update {"pin":2}"#,
-            r#"103:1 vm/c update {"pin":3}"#
-        ]
-    );
+    assert_eq!(events(&mut all, 10), [r#"101:1 vm/a snapshot {"pin":1}"#]);
+    assert_eq!(events(&mut all, 10), [r#"103:1 vm/b update {"pin":2}"#, r#"103:1 vm/c update {"pin":3}"#]);
 }
 
 #[test]
@@ -379,7 +373,7 @@ fn seeding_is_exact_by_transaction_id() {
         events(&mut vm, 10),
         ["101:1 vm/new snapshot 1", "105:1 vm/quiet snapshot 4", "110:0 vm/old snapshot 2"]
     );
-    // The early one was promised everything behind its start: events, and values that no event tells.
+    // The early one was promised everything behind its start, and every value is told by an event.
     assert_eq!(events(&mut early, 10).len(), 5);
     assert_eq!(events(&mut early, 10), [""; 0]);
 }
@@ -480,6 +474,7 @@ proptest! {
                     let after = got.last().map_or(Position::ZERO, |last: &(Position, Topic)| last.0);
                     expected.retain(|(position, _)| *position <= after || *position > forgiven);
                 }
+                Some(Delivery::Values(_)) => {}
                 Some(Delivery::Events(events)) => {
                     for event in &events {
                         got.push((event.position(), event.topic().clone()));
@@ -513,4 +508,143 @@ proptest! {
         while read(&mut reader, &mut expected, &feed.hub) {}
         prop_assert_eq!(got, expected);
     }
+}
+
+#[test]
+fn a_row_that_the_seed_did_not_find_is_gone() {
+    let mut feed = Feed::new(100);
+    feed.begin_seed();
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    feed.seed("20:20:", vec![seeded("vm/b", "2")]);
+    feed.send(vec![clear(103, 11, "vm/a")]);
+    feed.end_seed("20:20:", Position::before(110));
+    feed.send_upto(vec![], Position::before(110));
+    assert!(matches!(feed.hub.current(&Topic::new("vm/a").unwrap()), Current::None));
+}
+
+/// What long-polls get that go on from each other's cursor: a subscription for one page each.
+fn polls(feed: &Feed, topics: &[&str], mut from: From, limit: usize) -> Vec<String> {
+    let mut told = Vec::new();
+    for _ in 0..12 {
+        let mut poll = feed.subscribe(topics, from);
+        told.extend(events(&mut poll, limit));
+        from = From::After(poll.bookmark());
+    }
+    told
+}
+
+#[test]
+fn pages_lose_no_value_that_lies_behind_older_events() {
+    let mut feed = Feed::new(100);
+    feed.begin_seed();
+    feed.seed("20:20:", vec![seeded("vm/b", "2")]);
+    feed.send(vec![put(101, 25, "vm/a", "1")]);
+    feed.send(vec![put(103, 26, "vm/a", "2")]);
+    feed.end_seed("20:20:", Position::before(110));
+    feed.send_upto(vec![], Position::before(110));
+    assert_eq!(
+        polls(&feed, &["vm/*"], From::Earliest, 1),
+        ["110:0 vm/b snapshot 2", "101:1 vm/a update 1", "103:1 vm/a update 2"]
+    );
+}
+
+#[test]
+fn values_below_the_floor_come_whole_and_once() {
+    let mut feed = Feed::settled(1);
+    for (lsn, topic) in [(101, "vm/a"), (103, "vm/b"), (105, "vm/c"), (107, "vm/d")] {
+        feed.send(vec![put(lsn, 10, topic, "1")]);
+    }
+    feed.send(vec![message(121, 1, "x")]);
+    assert_eq!(polls(&feed, &["vm/*"], From::Earliest, 2).len(), 4);
+}
+
+#[test]
+fn the_cursor_behind_values_goes_on() {
+    let mut feed = Feed::settled(1);
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    feed.send(vec![message(103, 1, "x")]);
+    feed.send(vec![message(105, 1, "x")]);
+    let mut vm = feed.subscribe(&["vm/a"], From::Current);
+    assert_eq!(events(&mut vm, 10).len(), 1);
+    feed.send(vec![put(107, 12, "vm/a", "2")]);
+    let mut again = feed.subscribe(&["vm/a"], From::After(vm.bookmark()));
+    assert_eq!(events(&mut again, 10), ["107:1 vm/a update 2"]);
+}
+
+#[test]
+fn short_polls_of_a_sparse_pattern_get_on() {
+    let mut feed = Feed::settled(100_000);
+    let mut from = From::After(feed.hub.head().unwrap());
+    feed.send((1..=10_000).map(|n| message(101, n, "noise")).collect());
+    feed.send(vec![message(103, 1, "vm/a")]);
+    let mut told = 0;
+    for _ in 0..10 {
+        let mut poll = feed.subscribe(&["vm/*"], from);
+        if let Some(Delivery::Events(events)) = poll.next(10).now_or_never() {
+            told += events.len();
+        }
+        from = From::After(poll.bookmark());
+    }
+    assert_eq!(told, 1);
+}
+
+#[test]
+fn truncate_is_told_also_where_the_seed_contains_it() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.begin_seed();
+    feed.seed("20:20:", vec![seeded("vm/b", "2")]);
+    let position = Position::new(103, 1);
+    let (table, commit) = ("public.vms".into(), commit(103, 15));
+    feed.send(vec![Entry::ClearTable { position, table, commit, partial: false }]);
+    feed.end_seed("20:20:", Position::before(110));
+    feed.send_upto(vec![], Position::before(110));
+    assert_eq!(events(&mut vm, 10), ["103:1 vm/a truncate null"]);
+    assert_eq!(feed.hub.status().values, 1);
+}
+
+#[test]
+fn a_replayed_truncate_of_unknown_values_is_a_gap() {
+    let mut feed = Feed::new(100);
+    let before = feed.hub.head().unwrap();
+    feed.begin_seed();
+    let position = Position::new(103, 2);
+    let (table, truncated) = ("public.vms".into(), commit(103, 15));
+    feed.send(vec![
+        message(103, 1, "x"),
+        Entry::ClearTable { position, table, commit: truncated, partial: false },
+        message(103, 3, "x"),
+    ]);
+    feed.seed("20:20:", vec![seeded("vm/b", "2")]);
+    feed.end_seed("20:20:", feed.head);
+    let mut vm = feed.subscribe(&["vm/*", "x"], From::After(before));
+    assert_eq!(events(&mut vm, 10), ["reset Gap"]);
+    assert_eq!(events(&mut vm, 10), ["104:0 vm/b snapshot 2"]);
+    assert_eq!(events(&mut vm, 10), ["103:3 x message 1"]);
+}
+
+#[test]
+fn old_transaction_ids_do_not_look_new() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 10, "vm/a", r#"{"old":1}"#)]);
+    feed.begin_seed();
+    let xmax = 10_u64 + (1 << 31) + 5;
+    let snapshot = format!("{xmax}:{xmax}:");
+    feed.seed(&snapshot, vec![seeded("vm/a", r#"{"new":1}"#)]);
+    feed.end_seed(&snapshot, feed.head);
+    let Current::Value(value) = feed.hub.current(&Topic::new("vm/a").unwrap()) else { panic!("no value") };
+    assert_eq!(value.data(), r#"{"new":1}"#);
+}
+
+#[test]
+fn a_row_of_unknown_membership_is_no_member_unless_the_seed_says_so() {
+    let mut feed = Feed::new(100);
+    feed.begin_seed();
+    let unsure = |lsn, topic| state(lsn, 25, topic, Op::Update, Effect::PutIfPresent, "1");
+    feed.send(vec![unsure(101, "vm/a"), unsure(101, "vm/b")]);
+    feed.seed("20:20:", vec![seeded("vm/b", "0")]);
+    feed.end_seed("20:20:", feed.head);
+    let mut vm = feed.subscribe(&["vm/*"], From::Current);
+    assert_eq!(events(&mut vm, 10), ["101:1 vm/b snapshot 1"]);
 }

@@ -11,7 +11,7 @@ use super::App;
 use super::pieces::Pieces;
 use super::problem::{Refusal, retry_after};
 use super::query::Ask;
-use super::session::{Page, Session, wants_values};
+use super::session::{Page, Session};
 use crate::hub::Encoded;
 
 /// Carries the cursor where no JSON is parsed.
@@ -19,13 +19,10 @@ pub(super) const CURSOR_HEADER: HeaderName = HeaderName::from_static("walcast-cu
 
 pub(super) async fn answer(app: &App, ask: Ask) -> Result<Response, Refusal> {
     let wait = ask.wait.unwrap_or(app.config.wait_default);
-    let values = wants_values(ask.after);
     let mut session = Session::open(app, ask.topics, ask.after)?;
     let first = async {
-        match values {
-            true => session.first_page(ask.limit, app.config.state_answer_bytes_max).await,
-            false => Ok(session.page(ask.limit).await),
-        }
+        session.check_values(app.config.state_answer_bytes_max).await?;
+        Ok::<_, Refusal>(session.page(ask.limit).await)
     };
     let (page, draining) = tokio::select! {
         biased; // What is there is answered, however little time was given.
@@ -34,8 +31,11 @@ pub(super) async fn answer(app: &App, ask: Ask) -> Result<Response, Refusal> {
         () = tokio::time::sleep(wait) => (None, false),
     };
     let events = match page {
-        Some(Page::Events(events)) => events,
+        Some(Page::Events(events) | Page::Values(events)) => events,
         Some(Page::Reset(reset)) => return Err(reset.into()),
+        None if session.unsettled() => {
+            return Err(Refusal::unavailable("current values are not known yet; ask again"));
+        }
         None => Vec::new(),
     };
     let mut response = reply(session.bookmark(), &events);

@@ -8,7 +8,7 @@ use walcast_wire::{Cursor, ProblemCode, Reset, TopicPattern};
 use super::App;
 use super::problem::Refusal;
 use super::query::After;
-use crate::hub::{Delivery, Encoded, From as Start, SubscribeError, Subscription};
+use crate::hub::{Delivery, Encoded, SubscribeError, Subscription};
 
 /// Events taken from the hub at a time.
 const PIECE: usize = 64;
@@ -21,6 +21,8 @@ const PAGE_BYTES: usize = 1 << 20;
 pub(crate) enum Page {
     /// Events in order, ending with a unit.
     Events(Vec<Arc<Encoded>>),
+    /// Current values, all of them. Where to go on is behind the page, not in the values' own cursors.
+    Values(Vec<Arc<Encoded>>),
     /// Events may be missing before what follows.
     Reset(Reset),
 }
@@ -59,6 +61,10 @@ impl Session {
         let asked = limit.min(PIECE);
         let mut events = match self.subscription.next(asked).await {
             Delivery::Events(events) => events,
+            Delivery::Values(values) => {
+                self.cursor = self.subscription.cursor();
+                return Page::Values(values);
+            }
             Delivery::Reset(reset) => {
                 self.cursor = reset.resume;
                 return Page::Reset(reset);
@@ -79,34 +85,32 @@ impl Session {
                     self.reset = Some(reset);
                     break;
                 }
-                None => break,
+                // They come before all events, or behind a reset.
+                Some(Delivery::Values(_)) | None => break,
             }
         }
         Page::Events(events)
     }
 
-    /// The first page of a plain request without a cursor: all current values, whatever `limit` says.
+    /// Makes sure that the current values that a plain request gets, whole, are known and not too many.
     /// Cancel safe.
-    pub(crate) async fn first_page(&mut self, limit: usize, bytes_max: u64) -> Result<Page, Refusal> {
+    pub(crate) async fn check_values(&mut self, bytes_max: u64) -> Result<(), Refusal> {
         self.subscription.settled().await;
-        let bytes = self.subscription.snapshot_bytes();
-        if bytes > bytes_max {
-            return Err(Refusal::new(
-                ProblemCode::TooBroad,
-                format!(
-                    "current values of these topics take {bytes} bytes, more than {bytes_max}: narrow the topics, or use a stream"
-                ),
-            ));
+        let bytes = self.subscription.values_bytes();
+        if bytes <= bytes_max {
+            return Ok(());
         }
-        if bytes == 0 {
-            return Ok(self.page(limit).await);
-        }
-        let page = match self.subscription.next(usize::MAX).await {
-            Delivery::Events(events) => Page::Events(events),
-            Delivery::Reset(reset) => Page::Reset(reset),
-        };
-        self.cursor = self.subscription.cursor();
-        Ok(page)
+        Err(Refusal::new(
+            ProblemCode::TooBroad,
+            format!(
+                "current values of these topics take {bytes} bytes, more than {bytes_max}: narrow the topics, or use a stream"
+            ),
+        ))
+    }
+
+    /// Current values are wanted and not known yet, so there is no cursor to give.
+    pub(crate) fn unsettled(&self) -> bool {
+        self.reset.is_none() && self.subscription.unsettled()
     }
 
     /// A page that is there already.
@@ -145,11 +149,6 @@ impl Session {
         let Self { subscription, reset, cursor } = other;
         self.subscription.add(subscription).err().map(|subscription| Self { subscription, reset, cursor })
     }
-}
-
-/// Whether current values come first.
-pub(crate) fn wants_values(after: Option<After>) -> bool {
-    After::start(after) == Start::Current
 }
 
 fn bytes(events: &[Arc<Encoded>]) -> usize {

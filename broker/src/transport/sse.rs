@@ -74,12 +74,12 @@ impl Events {
             // the stream has caught up once, only what is there is sent, and then an id.
             let page = if self.caught_up { None } else { session.page_now(PIECE) };
             let page = if self.app.drain.is_cancelled() {
-                farewell(&mut out, session.bookmark());
+                farewell(&mut out, session);
                 self.session = None;
                 None
             } else if page.is_some() {
                 page
-            } else if !self.caught_up {
+            } else if !self.caught_up && !session.unsettled() {
                 self.caught_up = true;
                 id(&mut out, session.bookmark());
                 out.copy(b"\n");
@@ -92,7 +92,9 @@ impl Events {
                     () = self.heartbeat.as_mut() => {
                         // An id without data moves the client's cursor and tells its program nothing.
                         out.copy(b":\n");
-                        id(&mut out, session.bookmark());
+                        if !session.unsettled() {
+                            id(&mut out, session.bookmark());
+                        }
                         out.copy(b"\n");
                         None
                     }
@@ -100,6 +102,11 @@ impl Events {
             };
             match page {
                 Some(Page::Events(events)) => write_events(&mut out, &events),
+                Some(Page::Values(values)) => {
+                    write_values(&mut out, &values);
+                    // Only behind the last of them is a place to go on from.
+                    self.caught_up = false;
+                }
                 Some(Page::Reset(reset)) => {
                     self.caught_up = false;
                     write_reset(&mut out, &reset);
@@ -145,9 +152,20 @@ fn write_events(out: &mut Pieces, events: &[Arc<Encoded>]) {
     }
 }
 
+/// Current values, none of which is a place to go on from.
+fn write_values(out: &mut Pieces, values: &[Arc<Encoded>]) {
+    for value in values {
+        out.copy(b"data: ");
+        out.share(value.json());
+        out.copy(b"\n\n");
+    }
+}
+
 /// The broker goes away: where to go on, and when.
-fn farewell(out: &mut Pieces, cursor: Cursor) {
-    id(out, cursor);
+fn farewell(out: &mut Pieces, session: &mut Session) {
+    if !session.unsettled() {
+        id(out, session.bookmark());
+    }
     retry(out, 1_000..10_000);
 }
 

@@ -164,6 +164,13 @@ impl Link {
         Ok(())
     }
 
+    async fn values(&mut self, values: &[Arc<Encoded>]) -> Result<(), End> {
+        for value in values {
+            self.text(value.text_frame()).await?;
+        }
+        Ok(())
+    }
+
     /// The closing handshake, as far as the peer takes part in it.
     async fn close(mut self, code: CloseCode, reason: String) {
         let frame = CloseFrame { code: code.code(), reason: reason.into() };
@@ -248,6 +255,11 @@ impl Socket {
                 Err(going_away())
             }
             Some(Turn::Page(Page::Events(events))) => self.link.events(&events).await,
+            Some(Turn::Page(Page::Values(values))) => {
+                // The client goes on from its last bookmark until the next.
+                self.caught_up = false;
+                self.link.values(&values).await
+            }
             Some(Turn::Page(Page::Reset(reset))) => self.reset(reset).await,
             Some(Turn::Settled(index)) => self.confirm(index).await,
             Some(Turn::Beat) => self.beat().await,
