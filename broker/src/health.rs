@@ -60,11 +60,14 @@ struct Inner {
 }
 
 impl Health {
-    /// All parts well, but for a stream that has not begun; it counts as moving for `silence_max` after each
-    /// sign of life.
+    /// All parts well, but for a stream that has not begun and values that nobody has read; the stream counts
+    /// as moving for `silence_max` after each sign of life.
     #[must_use]
     pub fn new(silence_max: Duration) -> Self {
-        let unwell = BTreeMap::from([(Part::Stream, "not connected to Postgres yet".to_owned())]);
+        let unwell = BTreeMap::from([
+            (Part::Stream, "not connected to Postgres yet".to_owned()),
+            (Part::State, "current values are not read yet".to_owned()),
+        ]);
         Self { inner: Mutex::new(Inner { unwell, last_beat: None }), silence_max }
     }
 
@@ -118,6 +121,8 @@ mod tests {
         let start = Instant::now();
         assert!(!health.ready(start));
         health.beat(start);
+        assert!(!health.ready(start), "current values are not known by the first sign of life");
+        health.well(Part::State);
         assert!(health.ready(start));
         assert!(!health.ready(start + Duration::from_secs(11)));
         health.unwell(Part::Gate, "waits");
