@@ -1,4 +1,4 @@
-//! The live summary: one line on a terminal, nothing elsewhere.
+//! The live summary: a few lines on a terminal, nothing elsewhere.
 
 use std::time::Duration;
 
@@ -6,16 +6,19 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ledger::Ledger;
 
-/// A line that renews itself; it draws nothing where standard error is no terminal.
+/// Below the first line's text.
+const INDENT: &str = "\n       ";
+
+/// Lines that renew themselves; nothing is drawn where standard error is no terminal.
 #[derive(Debug)]
 pub struct Display(ProgressBar);
 
 impl Display {
-    /// A line on standard error.
+    /// Lines on standard error.
     #[must_use]
     pub fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>3}  {msg}") {
             bar.set_style(style);
         }
         Self(bar)
@@ -35,11 +38,11 @@ impl Display {
 
     /// How it goes.
     pub fn show(&self, ledger: &Ledger) {
-        self.0.set_message(ledger.line());
+        self.0.set_message(ledger.lines().join(INDENT));
         self.0.tick();
     }
 
-    /// Removes the line.
+    /// Removes the lines.
     pub fn clear(&self) {
         self.0.finish_and_clear();
     }

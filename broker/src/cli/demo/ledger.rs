@@ -132,21 +132,24 @@ impl Ledger {
         self.last_error.lock().clone()
     }
 
-    /// One line on how it goes.
+    /// How it goes, in lines that fit a small terminal.
     #[must_use]
-    pub fn line(&self) -> String {
+    pub fn lines(&self) -> [String; 3] {
         let latency = Latency::of(&self.latency.lock());
-        format!(
-            "{} waiting · {} assigned · {} delivered · latency p50 {} p99 {} ms · {} Postgres connections \
-             (LISTEN: {})",
-            self.waiting(),
-            self.assigned.load(Relaxed),
-            self.delivered(),
-            latency.p50,
-            latency.p99,
-            self.connections.load(Relaxed),
-            self.vms(),
-        )
+        [
+            format!(
+                "{} waiting · {} assigned · {} delivered",
+                self.waiting(),
+                self.assigned.load(Relaxed),
+                self.delivered()
+            ),
+            format!("latency: p50 {} ms · p99 {} ms", latency.p50, latency.p99),
+            format!(
+                "Postgres connections: {} now · LISTEN would hold {}",
+                self.connections.load(Relaxed),
+                self.vms()
+            ),
+        ]
     }
 
     /// The result; what is still outstanding counts as missed.
