@@ -1,6 +1,7 @@
 //! `walcast dev`: a throwaway Postgres with a broker on it, to try things out.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::exit::{self, Failure};
 use super::local;
@@ -15,12 +16,12 @@ use crate::throwaway::Options;
   walcast dev
   walcast dev --port 9000
 
-Everything goes when it ends, by Ctrl-C or otherwise. Needs the Postgres binaries (14 or later), on PATH
-or under /usr/lib/postgresql."
+Everything goes when it ends, by Ctrl-C or otherwise. Health and metrics are on the next port, Postgres
+on the one after that. Needs the Postgres binaries (14 or later), on PATH or under /usr/lib/postgresql."
 )]
 pub struct Args {
-    /// Port of the API on loopback; 0 takes a free one
-    #[arg(long, default_value_t = 8480)]
+    /// Port of the API on loopback, the first of three; 0 takes free ones
+    #[arg(long, default_value_t = 8480, value_parser = clap::value_parser!(u16).range(..=65_533))]
     port: u16,
     /// What to log
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
@@ -45,9 +46,16 @@ state   = true
 pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let log = telemetry::Config { level: args.log_level.clone(), ..telemetry::Config::default() };
     telemetry::init(&log).map_err(|error| Failure::new(exit::USAGE, format!("--log-level: {error}")))?;
-    let server = local::throwaway(Options::default()).await?;
+    // With 0, each is any free one.
+    let next = |n: u16| if args.port == 0 { 0 } else { args.port + n };
+    for port in [next(0), next(1), next(2)] {
+        refuse_if_taken(port)?;
+    }
+    let _ = writeln!(io::stderr(), "Starting a throwaway Postgres and a broker …");
+    let server = local::throwaway(Options { port: next(2), ..Options::default() }).await?;
     let url = server.url("postgres");
-    let mut config = local::config(&url, args.port);
+    let mut config = local::config(&url, next(0));
+    config.admin.listen.set_port(next(1));
     let rule = toml::from_str(RULE).map_err(|error| Failure::new(exit::OTHER, error.to_string()))?;
     config.table = vec![rule];
     let session = super::settings::connect(&config).await?;
@@ -63,18 +71,20 @@ pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = (
         "\
 Postgres {version} and a broker are running; Ctrl-C ends and removes both.
 
+Follow everything, in a second terminal:
+  curl -sN -H 'Accept: text/event-stream' 'http://{http}/v1/events?topic=**'
 Wait for an assignment, as a VM does (it comes at once if there is one already):
-  curl -s 'http://{http}/v1/state/vm/host-17?wait=5m'
-Follow all of them:
-  curl -sN -H 'Accept: text/event-stream' 'http://{http}/v1/events?topic=vm/*'
-Assign:
-  psql '{url}' -c \"INSERT INTO vms (hostname, crdcommand, pin) VALUES ('host-17', 'start --code x', 4711) \\
+  curl -sw '\\n' 'http://{http}/v1/state/vm/host-17?wait=5m'
+Assign, in a third:
+  psql '{url}' -c \"INSERT INTO vms (hostname, crdcommand, pin)
+    VALUES ('host-17', 'start', (random() * 9999)::int)
     ON CONFLICT (hostname) DO UPDATE SET crdcommand = excluded.crdcommand, pin = excluded.pin\"
-Publish a message, by SQL or HTTP:
+Publish a message, by SQL or by HTTP:
   psql '{url}' -c \"SELECT walcast.publish('hello', '{{\\\"from\\\": \\\"psql\\\"}}')\"
-  curl -s -H 'Content-Type: application/json' -d '{{\"topic\": \"hello\", \"data\": {{\"from\": \"curl\"}}}}' http://{http}/v1/publish
-Health and metrics:
-  curl -s http://{admin}/readyz
+  curl -sw '\\n' -H 'Content-Type: application/json' -d '{{\"topic\": \"hello\", \"data\": {{\"from\": \"curl\"}}}}' \\
+    'http://{http}/v1/publish'
+Health:
+  curl -sw '\\n' 'http://{admin}/readyz'
 "
     );
     let _ = out.flush();
@@ -82,4 +92,14 @@ Health and metrics:
     // Blocks until the server is gone.
     let _ = tokio::task::spawn_blocking(move || drop(server)).await;
     ended
+}
+
+/// Better before a server is made than after.
+fn refuse_if_taken(port: u16) -> Result<(), Failure> {
+    TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).map(drop).map_err(|error| {
+        let message = format!(
+            "port {port} on 127.0.0.1: {error}; is another `walcast dev` running? --port names other ports"
+        );
+        Failure::new(exit::UNAVAILABLE, message)
+    })
 }

@@ -45,6 +45,8 @@ pub struct Options {
     pub bin_dir: Option<PathBuf>,
     /// Where to make the directory; `None` means the system's place for temporary files.
     pub parent: Option<PathBuf>,
+    /// The port on loopback; 0 takes a free one.
+    pub port: u16,
     /// Off saves most of a commit's time and loses data if the machine crashes.
     pub fsync: bool,
     /// `max_connections`.
@@ -65,6 +67,7 @@ impl Default for Options {
             version_min: 14,
             bin_dir: None,
             parent: None,
+            port: 0,
             fsync: true,
             max_connections: 100,
             max_replication_slots: 10,
@@ -181,7 +184,7 @@ impl Throwaway {
         server.initialise(options)?;
         let mut tries = 1;
         loop {
-            server.port = free_port()?;
+            server.port = if options.port == 0 { free_port()? } else { options.port };
             server.write(
                 "port.conf",
                 &format!("port = {port}\nlisten_addresses = '127.0.0.1'\n", port = server.port),
@@ -189,7 +192,9 @@ impl Throwaway {
             match server.start_again() {
                 Ok(()) => return Ok(server),
                 Err(ThrowawayError::Program { detail, .. })
-                    if tries < START_TRIES && detail.contains("Address already in use") =>
+                    if options.port == 0
+                        && tries < START_TRIES
+                        && detail.contains("Address already in use") =>
                 {
                     tries += 1;
                 }
