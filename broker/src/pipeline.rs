@@ -98,7 +98,7 @@ impl<B: Backbone> Publisher<B> {
             let delay = at_least + rand::rng().random_range(Duration::ZERO..=pause);
             tracing::warn!(
                 retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                "the stream from Postgres ended: {error}"
+                "no stream from Postgres: {error}"
             );
             pause = (pause * 2).min(BACKOFF.1);
             tokio::time::sleep(delay).await;

@@ -93,7 +93,7 @@ async fn check_server(client: &Client, config: &Config) -> Result<(), Failure> {
     match (parts.next(), parts.next(), parts.next()) {
         (Some("lost"), ..) => fail(format!(
             "the slot {slot} was invalidated, for more WAL was written than max_slot_wal_keep_size while no broker \
-             ran: run `walcast teardown`, then `walcast setup`"
+             ran: run `walcast setup`, which makes it anew"
         )),
         (_, Some(plugin), _) if plugin != "pgoutput" => fail(format!(
             "the slot {slot} uses the plugin {plugin}, not pgoutput: choose another `source.slot`"

@@ -124,8 +124,7 @@ async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, 
         }
         if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
             return Failure::needs_operator(format!(
-                "the slot {slot} cannot be used: {text}; if it was invalidated, run `walcast teardown`, then \
-                 `walcast setup`"
+                "the slot {slot} cannot be used: {text}; if it was invalidated, `walcast setup` makes it anew"
             ));
         }
         error.into()
