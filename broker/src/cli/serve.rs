@@ -20,7 +20,9 @@ use crate::telemetry;
   WALCAST_POSTGRES__URL=postgres://walcast@db/app walcast serve --listen 127.0.0.1:9000
 
 SIGHUP reads the [[table]] rules again. SIGTERM drains: clients are told to come back, and the
-process ends within 10 s. Every key of the file: docs/configuration.md"
+process ends within 10 s. Every key of the file: docs/configuration.md
+
+Exit codes: 0 ended by a signal, 64 wrong configuration, 69 something needed is not there, 1 anything else."
 )]
 pub struct Args {
     #[command(flatten)]

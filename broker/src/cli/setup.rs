@@ -35,7 +35,10 @@ use self::embedded::migrations;
   walcast setup
   walcast setup --broker-role walcast --publisher app
   walcast setup --print-sql            # every statement, grouped by who runs it
-  walcast setup --print-sql=owner | psql -U owner mydb")]
+  walcast setup --print-sql=owner | psql -U owner mydb
+
+Exit codes: 0 set up, 64 a rule or the configuration is wrong, 69 the server does not fit or cannot be reached,
+1 anything else.")]
 pub struct SetupArgs {
     /// Role as which the broker will connect; it is granted what it needs
     #[arg(long, value_name = "ROLE")]

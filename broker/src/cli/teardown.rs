@@ -21,7 +21,9 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(after_help = "Examples:
   walcast teardown
-  walcast teardown --json --wait 1m")]
+  walcast teardown --json --wait 1m
+
+Exit codes: 0 nothing is left, 64 wrong configuration, 69 in use or not reachable, 1 anything else.")]
 pub struct TeardownArgs {
     /// How long to wait for running brokers to let go of their slots
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
