@@ -1,4 +1,4 @@
-# A server that already runs is used through DATABASE_URL and REDIS_URL; else each test starts its own.
+# Demo and tests start servers of their own. `make demo ARGS="--vms 5000"` passes arguments on.
 .PHONY: setup build demo test check doc fmt clean
 
 setup: ; @scripts/setup
