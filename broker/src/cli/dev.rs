@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::exit::{self, Failure};
 use super::local;
+use crate::postgres::describe;
 use crate::telemetry;
 use crate::throwaway::Options;
 
@@ -60,7 +61,9 @@ pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = (
     config.table = vec![rule];
     let session = super::settings::connect(&config).await?;
     let created = session.batch_execute(TABLE).await;
-    created.map_err(|error| Failure::new(exit::OTHER, format!("creating the table vms: {error}")))?;
+    created.map_err(|error| {
+        Failure::new(exit::OTHER, format!("creating the table vms: {}", describe(&error)))
+    })?;
     session.close().await;
     local::set_up(&config, false).await?;
     let node = local::start(config).await?;

@@ -22,6 +22,7 @@ use self::plan::{Action, Current, Step};
 use self::preconditions::Server;
 pub use self::print::Audience;
 use super::exit::{self, Failure};
+use crate::postgres::describe;
 
 #[allow(missing_docs, reason = "made by a macro")]
 mod embedded {
@@ -182,7 +183,8 @@ impl SetupError {
     pub(super) fn from_postgres(doing: &str, error: &tokio_postgres::Error) -> Self {
         let Some(db) = error.as_db_error() else {
             return Self::Postgres(format!(
-                "{doing}: {error}; check the connection and run the command again"
+                "{doing}: {}; check the connection and run the command again",
+                describe(error)
             ));
         };
         let message = db.message();

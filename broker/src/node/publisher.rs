@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use walcast_wire::Topic;
 
-use crate::postgres::{Busy, Companion, Session};
+use crate::postgres::{Busy, Companion, Session, describe};
 use crate::transport::{PublishError, Published, Publisher};
 
 /// Publishes one message per transaction.
@@ -69,10 +69,11 @@ fn why(error: tokio_postgres::Error) -> PublishError {
             "{}: run `walcast setup --publisher` for the broker's role",
             db.message()
         )),
-        // What the data itself brings about: bad JSON for jsonb, a topic that the function refuses.
-        Some(db) if db.code().code().starts_with("22") => PublishError::Rejected(db.message().to_owned()),
-        Some(db) => PublishError::Unavailable(db.message().to_owned()),
-        None => PublishError::Unavailable(error.to_string()),
+        // What the data itself brings about: bad or too deep JSON for jsonb, a topic that the function refuses.
+        Some(db) if ["22", "54"].iter().any(|class| db.code().code().starts_with(class)) => {
+            PublishError::Rejected(describe(&error))
+        }
+        _ => PublishError::Unavailable(describe(&error)),
     }
 }
 

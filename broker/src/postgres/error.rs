@@ -65,6 +65,31 @@ impl fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {}
 
+/// What the server said, with code, detail and hint, or why it could not say anything. One line; the client's
+/// own `Display` leaves out both.
+#[must_use]
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    let text = match error.as_db_error() {
+        Some(error) => ServerError::from(error).to_string(),
+        None => with_causes(error),
+    };
+    text.replace(['\r', '\n'], " ")
+}
+
+/// The error and what it stems from, without repetitions.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
 /// Whether this code says that the server, not this session alone, is going away, was told to drop the
 /// session, or is not up yet: 57P01, 57P02, 57P03.
 #[must_use]
@@ -140,15 +165,7 @@ impl ConnectError {
         if let Some(error) = error.as_db_error() {
             return Self::server(at, &ServerError::from(error));
         }
-        let mut cause = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            let inner_text = inner.to_string();
-            if !cause.contains(&inner_text) {
-                cause = format!("{cause}: {inner_text}");
-            }
-            source = inner.source();
-        }
+        let cause = with_causes(error);
         if cause.contains("password missing") {
             return Self::no_password(at);
         }

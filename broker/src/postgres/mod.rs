@@ -26,7 +26,7 @@ pub mod tls;
 pub use companion::{Busy, Companion, Guard};
 pub use connect::Attempts;
 pub use dsn::{DsnError, Target};
-pub use error::{ConnectError, ConnectErrorKind, ServerError, is_shutdown};
+pub use error::{ConnectError, ConnectErrorKind, ServerError, describe, is_shutdown};
 pub use password::Secret;
 pub use session::{Closed, Session, SessionState};
 pub use socket::Socket;

@@ -21,6 +21,7 @@ use rand::RngExt;
 
 use self::binaries::find_binaries;
 use self::sandbox::{User, make_dir, unprivileged, unprivileged_user, watchdog};
+use crate::postgres::describe;
 
 mod binaries;
 mod sandbox;
@@ -269,12 +270,9 @@ impl Throwaway {
                 .enable_all()
                 .build()
                 .map_err(|error| ThrowawayError::Sql(error.to_string()))?;
-            runtime.block_on(batch(&self.url(name), sql)).map_err(|error| {
-                ThrowawayError::Sql(match error.as_db_error() {
-                    Some(error) => error.message().to_owned(),
-                    None => error.to_string(),
-                })
-            })
+            runtime
+                .block_on(batch(&self.url(name), sql))
+                .map_err(|error| ThrowawayError::Sql(describe(&error)))
         };
         // A thread of its own, since a runtime cannot be entered from within another.
         thread::scope(|scope| scope.spawn(work).join())

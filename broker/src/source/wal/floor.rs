@@ -13,7 +13,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::health::{Health, Part};
-use crate::postgres::Companion;
+use crate::postgres::{Companion, describe};
 
 /// The shortest pause between two advances.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -82,9 +82,6 @@ impl Floor {
         let session = self.companion.lock().await.map_err(|error| error.to_string())?;
         let target = PgLsn::from(target);
         let moved = session.execute(ADVANCE, &[&self.live, &self.walsender, &target, &self.slot]).await;
-        moved.map(|_| ()).map_err(|error| match error.as_db_error() {
-            Some(error) => error.message().to_owned(),
-            None => error.to_string(),
-        })
+        moved.map(|_| ()).map_err(|error| describe(&error))
     }
 }

@@ -25,6 +25,7 @@ use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, SimpleQueryRow,
 
 use super::types::{self, TypeMap};
 use crate::event::{Cell, Changes, Column, Relation, Row, SeedEnd, SeedRows, Snapshot};
+use crate::postgres::describe;
 use crate::value::ValueKind;
 
 /// How fast to read.
@@ -113,10 +114,6 @@ impl SeedError {
             Self::Table { table, error }
         }
     }
-}
-
-fn describe(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 const LOCK_TIMEOUT: &str = "30s";
