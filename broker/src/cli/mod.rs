@@ -60,7 +60,9 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "walcast: {failure}");
+            for line in failure.message.lines() {
+                let _ = writeln!(io::stderr(), "walcast: {line}");
+            }
             ExitCode::from(failure.code)
         }
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::exit::Failure;
-use super::settings::{Settings, connect, published_tables};
+use super::settings::{Settings, check_rules, connect, published_tables};
 use super::setup::{self, SetupArgs, SetupOptions};
 use super::teardown::{self, TeardownArgs, TeardownOptions};
 
@@ -33,12 +33,13 @@ pub struct TeardownCommand {
 /// See [`SetupError`](setup::SetupError).
 pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), Failure> {
     let loader = command.settings.loader();
+    let file = loader.file().display().to_string();
     let config = loader.load()?;
     let args = &command.args;
     let options = SetupOptions {
         source: config.source.slot.clone(),
         publication: config.source.publication.clone(),
-        tables: published_tables(&config, &loader.file().display().to_string())?,
+        tables: published_tables(&config, &file)?,
         broker_role: args.broker_role.clone(),
         publishers: args.publisher.clone(),
         accept_unbounded_wal: args.accept_unbounded_wal,
@@ -48,9 +49,13 @@ pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), 
         return Ok(setup::run(args, &options, None, out).await?);
     }
     let mut session = connect(&config).await?;
-    let done = setup::run(args, &options, Some(&mut session), out).await;
+    let done = async {
+        check_rules(&session, &config, &file).await?;
+        Ok(setup::run(args, &options, Some(&mut session), out).await?)
+    }
+    .await;
     session.close().await;
-    Ok(done?)
+    done
 }
 
 /// Runs `teardown`.

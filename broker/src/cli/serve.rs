@@ -97,7 +97,8 @@ impl Failure {
             NodeError::StateFull(_) | NodeError::Panicked(_) => exit::OTHER,
         };
         match error {
-            NodeError::Dsn(_) | NodeError::Rules(_) => Self::new(code, format!("{origin}: {error}")),
+            NodeError::Dsn(_) => Self::new(code, format!("{origin}: {error}")),
+            NodeError::Rules(errors) => Self::of_rules(origin, errors),
             _ => Self::new(code, error.to_string()),
         }
     }

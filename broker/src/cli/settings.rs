@@ -6,7 +6,8 @@ use crate::cli::exit::{self, Failure};
 use crate::cli::setup::PublishedTable;
 use crate::config::{Config, Loader};
 use crate::postgres::{ConnectErrorKind, Session};
-use crate::router::Router;
+use crate::router::{Router, RuleError};
+use crate::source::wal::catalog;
 
 /// Where the settings come from.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -50,11 +51,19 @@ impl From<crate::config::ConfigError> for Failure {
 /// # Errors
 /// The settings are wrong, or the server is out of reach.
 pub async fn connect(config: &Config) -> Result<Session, Failure> {
+    connect_as(config, "walcast setup").await
+}
+
+/// As [`connect`], under another `application_name`.
+///
+/// # Errors
+/// See [`connect`].
+pub async fn connect_as(config: &Config, application_name: &str) -> Result<Session, Failure> {
     let target = config
         .postgres
         .target(|name| std::env::var(name).ok())
         .map_err(|error| Failure::new(exit::USAGE, format!("postgres.url: {error}")))?;
-    Session::connect(&target, "walcast setup").await.map_err(|error| {
+    Session::connect(&target, application_name).await.map_err(|error| {
         let code = match error.kind {
             ConnectErrorKind::Configuration => exit::USAGE,
             _ => exit::UNAVAILABLE,
@@ -63,13 +72,39 @@ pub async fn connect(config: &Config) -> Result<Session, Failure> {
     })
 }
 
+impl Failure {
+    /// A line for each; `origin` is the file that holds the rules.
+    pub(super) fn of_rules(origin: &str, errors: &[RuleError]) -> Self {
+        let lines: Vec<_> = errors.iter().map(|error| format!("{origin}: {error}")).collect();
+        Self::new(exit::USAGE, lines.join("\n"))
+    }
+}
+
+fn router(config: &Config, origin: &str) -> Result<Router, Failure> {
+    Router::new(&config.table, config.router.clone()).map_err(|error| Failure::of_rules(origin, &[error]))
+}
+
+/// Whether the rules fit the tables as they are.
+///
+/// # Errors
+/// All that does not fit, or the catalog cannot be read.
+pub async fn check_rules(session: &Session, config: &Config, origin: &str) -> Result<(), Failure> {
+    let router = router(config, origin)?;
+    let names: Vec<_> = router.tables().map(|table| table.name).collect();
+    let facts = catalog::read_tables(session, &names).await;
+    let facts = facts.map_err(|error| Failure::new(exit::UNAVAILABLE, error.to_string()))?;
+    match router.check(&facts) {
+        errors if errors.is_empty() => Ok(()),
+        errors => Err(Failure::of_rules(origin, &errors)),
+    }
+}
+
 /// What the rules publish, as setup needs it.
 ///
 /// # Errors
 /// A rule cannot be used.
 pub fn published_tables(config: &Config, origin: &str) -> Result<Vec<PublishedTable>, Failure> {
-    let router = Router::new(&config.table, config.router.clone())
-        .map_err(|error| Failure::new(exit::USAGE, format!("{origin}: {error}")))?;
+    let router = router(config, origin)?;
     let table = |rule: crate::router::TableRule| {
         let (schema, name) = rule.name.split_once('.').unwrap_or(("public", &rule.name));
         let columns = rule.columns.filter(|_| rule.column_list);

@@ -17,6 +17,7 @@ pub(super) struct Broken {
 /// The first value out of range.
 pub(super) fn check(config: &Config) -> Result<(), Broken> {
     let (http, history) = (&config.http, &config.history);
+    connection_string(config)?;
     time("postgres.connect_timeout", config.postgres.connect_timeout, "100ms", "10m")?;
     name("source.slot", &config.source.slot)?;
     identifier("source.publication", &config.source.publication)?;
@@ -53,6 +54,19 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
         key: "log.level",
         cause,
         remedy: "write error, warn, info, debug, trace, or such as \"info,walcast::source=debug\"".into(),
+    })
+}
+
+/// Only how it is written: what it leaves out may come from elsewhere.
+fn connection_string(config: &Config) -> Result<(), Broken> {
+    if config.postgres.url.is_none() {
+        return Ok(());
+    }
+    let target = config.postgres.target(|name| (name == "PGUSER").then(|| "anybody".to_owned()));
+    target.map(drop).map_err(|error| Broken {
+        key: "postgres.url",
+        cause: error.to_string(),
+        remedy: "write it as libpq does, such as postgresql://user@host/database".into(),
     })
 }
 

@@ -184,7 +184,7 @@ async fn read_slot(client: &Client, name: &str) -> Result<Slot, SetupError> {
     if row.get::<_, Option<bool>>(0) != Some(true) {
         return Err(SetupError::Server(vec![format!(
             "slot {name:?} is taken by another use (plugin {}, database {:?}); slot names are one per server: \
-             choose another `source`",
+             choose another `source.slot`",
             row.get::<_, String>(2),
             row.get::<_, String>(3)
         )]));

@@ -70,10 +70,11 @@ impl Server {
     }
 
     fn problems(&self, options: &SetupOptions) -> Vec<String> {
-        let mut problems = Vec::new();
         if self.in_recovery {
-            problems.push("the server is a standby (in recovery); connect to the primary".into());
+            // Whatever else is wrong with it does not matter.
+            return vec!["the server is a standby (in recovery); connect to the primary".into()];
         }
+        let mut problems = Vec::new();
         // From 19 on a server at `replica` turns logical when the first logical slot is created.
         if self.wal_level != "logical" && !(self.version >= 190_000 && self.wal_level == "replica") {
             problems.push(format!(
@@ -209,7 +210,7 @@ mod tests {
             }
         };
         check(good(), &[]);
-        check(Server { in_recovery: true, ..good() }, &["standby"]);
+        check(Server { in_recovery: true, slots_used: 10, ..good() }, &["standby"]);
         check(Server { wal_level: "replica".into(), ..good() }, &["wal_level"]);
         check(Server { wal_level: "replica".into(), version: 190_000, ..good() }, &[]);
         check(Server { wal_level: "minimal".into(), version: 190_000, ..good() }, &["wal_level"]);

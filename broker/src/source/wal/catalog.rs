@@ -7,8 +7,8 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::Config;
-use super::connect::Failure;
-use crate::postgres::Companion;
+use super::connect::{Failure, NOT_GRANTED};
+use crate::postgres::{Companion, describe};
 use crate::router::{Identity, PartitionFacts, TableFacts, TableKind, UniqueKey};
 use crate::source::SourceError;
 
@@ -33,86 +33,149 @@ pub async fn read(
     read.await.map_err(|failure: Failure| failure.into_error(false))
 }
 
+/// What the rules are to be compared with before anything is published.
+///
+/// # Errors
+/// The catalog cannot be read.
+pub async fn read_tables(client: &Client, tables: &[Arc<str>]) -> Result<Vec<TableFacts>, SourceError> {
+    let read = facts(client, tables, "").await.map_err(|failure| failure.into_error(false))?;
+    Ok(read.into_iter().map(|facts| TableFacts { published: None, ..facts }).collect())
+}
+
+/// What there is of all that the broker needs.
+#[derive(Clone, Debug)]
+struct Server {
+    version_num: i32,
+    version: String,
+    wal_level: String,
+    standby: bool,
+    encoding: String,
+    database: String,
+    schema: bool,
+    /// Whether the publication sends partitions as their root; `None` without a publication.
+    via_root: Option<bool>,
+    slot: Option<Slot>,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    lost: bool,
+    /// `None`: a physical slot.
+    plugin: Option<String>,
+    database: Option<String>,
+}
+
 async fn check_server(client: &Client, config: &Config) -> Result<(), Failure> {
-    const QUERY: &str = "
+    match look(client, config).await.map_err(failed)?.problem(config) {
+        Some(problem) => Err(Failure::needs_operator(problem)),
+        None => Ok(()),
+    }
+}
+
+async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres::Error> {
+    const SERVER: &str = "
         SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
                current_setting('wal_level'), pg_is_in_recovery(), current_setting('server_encoding'),
-               to_regclass('walcast.source') IS NOT NULL,
-               (SELECT pubviaroot FROM pg_publication WHERE pubname = $1),
-               (SELECT coalesce(wal_status, 'reserved') || ' ' || plugin || ' ' || database
-                  FROM pg_replication_slots WHERE slot_name = $2),
-               current_database()::text";
-    let row = client.query_one(QUERY, &[&config.publication, &config.slot]).await.map_err(failed)?;
-    let fail = |message: String| Err(Failure::needs_operator(message));
-    let version: i32 = row.try_get(0).map_err(failed)?;
-    if version < VERSION_MIN {
-        let version: &str = row.try_get(1).map_err(failed)?;
-        return fail(format!(
-            "the server is Postgres {version}; reading the WAL needs 14 or later: upgrade it"
-        ));
-    }
-    if row.try_get::<_, bool>(3).map_err(failed)? {
-        return fail(
-            "the server is a standby, and the broker reads from the primary: name it in `postgres.url`, or list \
-             both hosts with target_session_attrs=read-write"
-                .to_owned(),
-        );
-    }
-    match row.try_get(2).map_err(failed)? {
-        "logical" => {}
-        other => {
-            return fail(format!(
-                "the server's wal_level is `{other}`: ALTER SYSTEM SET wal_level = logical, then restart it"
-            ));
-        }
-    }
-    match row.try_get(4).map_err(failed)? {
-        "UTF8" => {}
-        other => return fail(format!("the database's encoding is {other}; walcast needs UTF8")),
-    }
-    let database: &str = row.try_get(8).map_err(failed)?;
-    if !row.try_get::<_, bool>(5).map_err(failed)? {
-        return fail(format!("the database {database} has no schema walcast: run `walcast setup`"));
-    }
-    let publication = &config.publication;
-    match row.try_get(6).map_err(failed)? {
-        None => return fail(format!("the publication {publication} does not exist: run `walcast setup`")),
-        Some(false) => {
-            return fail(format!(
-                "the publication {publication} sends partitions under their own names: \
-                 ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"
-            ));
-        }
-        Some(true) => {}
-    }
-    let slot = &config.slot;
-    let Some(status) = row.try_get::<_, Option<String>>(7).map_err(failed)? else {
-        return fail(format!("the slot {slot} does not exist: run `walcast setup`"));
+               current_database()::text, to_regclass('walcast.source') IS NOT NULL,
+               (SELECT pubviaroot FROM pg_publication WHERE pubname = $1)";
+    const SLOT: &str = "
+        SELECT wal_status IS NOT DISTINCT FROM 'lost', plugin::text, database::text
+        FROM pg_replication_slots WHERE slot_name = $1";
+    let row = client.query_one(SERVER, &[&config.publication]).await?;
+    let slot_row = client.query_opt(SLOT, &[&config.slot]).await?;
+    let slot = |row: tokio_postgres::Row| {
+        Ok(Slot { lost: row.try_get(0)?, plugin: row.try_get(1)?, database: row.try_get(2)? })
     };
-    let mut parts = status.splitn(3, ' ');
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some("lost"), ..) => fail(format!(
-            "the slot {slot} was invalidated, for more WAL was written than max_slot_wal_keep_size while no broker \
-             ran: run `walcast setup`, which makes it anew"
-        )),
-        (_, Some(plugin), _) if plugin != "pgoutput" => fail(format!(
-            "the slot {slot} uses the plugin {plugin}, not pgoutput: choose another `source.slot`"
-        )),
-        (_, _, Some(other)) if other != database => fail(format!(
-            "the slot {slot} belongs to the database {other}, not to {database}: slot names are cluster-wide, choose \
-             another `source.slot`"
-        )),
-        _ => Ok(()),
+    Ok(Server {
+        version_num: row.try_get(0)?,
+        version: row.try_get(1)?,
+        wal_level: row.try_get(2)?,
+        standby: row.try_get(3)?,
+        encoding: row.try_get(4)?,
+        database: row.try_get(5)?,
+        schema: row.try_get(6)?,
+        via_root: row.try_get(7)?,
+        slot: slot_row.map(slot).transpose()?,
+    })
+}
+
+impl Server {
+    /// The first thing that an operator has to put right, and how.
+    fn problem(&self, config: &Config) -> Option<String> {
+        let (database, publication, slot) = (&self.database, &config.publication, &config.slot);
+        if self.version_num < VERSION_MIN {
+            return Some(format!(
+                "the server is Postgres {}; reading the WAL needs 14 or later: upgrade it",
+                self.version
+            ));
+        }
+        if self.standby {
+            return Some(
+                "the server is a standby, and the broker reads from the primary: name it in `postgres.url`, or \
+                 list both hosts with target_session_attrs=read-write"
+                    .to_owned(),
+            );
+        }
+        // From 19 on a server at `replica` turns logical when the first logical slot is created.
+        if self.wal_level != "logical" && !(self.version_num >= 190_000 && self.wal_level == "replica") {
+            return Some(format!(
+                "the server's wal_level is `{}`: ALTER SYSTEM SET wal_level = logical, then restart it",
+                self.wal_level
+            ));
+        }
+        if self.encoding != "UTF8" {
+            return Some(format!(
+                "the encoding of the database {database} is {}, but topics and events are UTF-8: move to a database \
+                 created with ENCODING 'UTF8'",
+                self.encoding
+            ));
+        }
+        if !self.schema {
+            return Some(format!("the database {database} has no schema walcast: run `walcast setup`"));
+        }
+        match self.via_root {
+            None => {
+                return Some(format!("the publication {publication} does not exist: run `walcast setup`"));
+            }
+            Some(false) => {
+                return Some(format!(
+                    "the publication {publication} sends partitions under their own names: \
+                     ALTER PUBLICATION {} SET (publish_via_partition_root = true)",
+                    postgres_protocol::escape::escape_identifier(publication)
+                ));
+            }
+            Some(true) => {}
+        }
+        let Some(found) = &self.slot else {
+            return Some(format!("the slot {slot} does not exist: run `walcast setup`"));
+        };
+        let other = "slot names are one per server, so choose another `source.slot` and run `walcast setup`";
+        match (&found.plugin, &found.database) {
+            (Some(plugin), Some(owner)) if plugin == "pgoutput" && owner == database => {}
+            (Some(plugin), Some(owner)) if owner == database => {
+                return Some(format!("the slot {slot} uses the plugin {plugin}, not pgoutput: {other}"));
+            }
+            (Some(_), Some(owner)) => {
+                return Some(format!(
+                    "the slot {slot} belongs to the database {owner}, not to {database}: {other}"
+                ));
+            }
+            _ => return Some(format!("the slot {slot} is a physical one, of a standby perhaps: {other}")),
+        }
+        found.lost.then(|| {
+            format!(
+                "the slot {slot} was invalidated, for more WAL was written than max_slot_wal_keep_size while no \
+                 broker ran: run `walcast setup`, which replaces it; clients are told to start anew"
+            )
+        })
     }
 }
 
 fn failed(error: tokio_postgres::Error) -> Failure {
-    match error.as_db_error() {
-        Some(db) if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
-            Failure::needs_operator(format!("reading the catalog: {}", db.message()))
-        }
-        Some(db) => Failure::again(format!("reading the catalog: {db}")),
-        None => Failure::again(format!("reading the catalog: {error}")),
+    match error.code() {
+        // The catalog itself is readable by all.
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::needs_operator(NOT_GRANTED),
+        _ => Failure::again(format!("reading the catalog: {}", describe(&error))),
     }
 }
 
@@ -250,5 +313,58 @@ impl From<FoundKey> for UniqueKey {
 impl From<FoundPartition> for PartitionFacts {
     fn from(found: FoundPartition) -> Self {
         Self { name: found.name, identity: found.identity.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_problem_is_named_with_its_remedy() {
+        let slot = Slot { lost: false, plugin: Some("pgoutput".into()), database: Some("app".into()) };
+        let good = Server {
+            version_num: 140_000,
+            version: "14.0".into(),
+            wal_level: "logical".into(),
+            standby: false,
+            encoding: "UTF8".into(),
+            database: "app".into(),
+            schema: true,
+            via_root: Some(true),
+            slot: Some(slot.clone()),
+        };
+        let check = |change: &dyn Fn(&mut Server), expected: &[&str]| {
+            let mut server = good.clone();
+            change(&mut server);
+            let problem = server.problem(&Config::default()).unwrap_or_default();
+            assert_eq!(problem.is_empty(), expected.is_empty(), "{problem}");
+            assert!(
+                !problem.contains('\n') && expected.iter().all(|part| problem.contains(part)),
+                "{problem}"
+            );
+        };
+        let with_slot = |change: &dyn Fn(&mut Slot), expected: &[&str]| {
+            let mut slot = slot.clone();
+            change(&mut slot);
+            check(&|server| server.slot = Some(slot.clone()), expected);
+        };
+        check(&|_| (), &[]);
+        check(
+            &|server| (server.version_num, server.version) = (130_023, "13.23".into()),
+            &["Postgres 13.23", "14 or later", "upgrade"],
+        );
+        check(&|server| server.standby = true, &["standby", "postgres.url"]);
+        check(&|server| server.wal_level = "replica".into(), &["`replica`", "ALTER SYSTEM"]);
+        check(&|server| (server.wal_level, server.version_num) = ("replica".into(), 190_000), &[]);
+        check(&|server| server.encoding = "LATIN1".into(), &["LATIN1", "ENCODING 'UTF8'"]);
+        check(&|server| server.schema = false, &["database app", "walcast setup"]);
+        check(&|server| server.via_root = None, &["publication walcast", "walcast setup"]);
+        check(&|server| server.via_root = Some(false), &["publish_via_partition_root = true"]);
+        check(&|server| server.slot = None, &["slot walcast", "walcast setup"]);
+        with_slot(&|slot| slot.lost = true, &["invalidated", "walcast setup"]);
+        with_slot(&|slot| slot.plugin = Some("wal2json".into()), &["wal2json", "`source.slot`"]);
+        with_slot(&|slot| slot.database = Some("other".into()), &["database other", "`source.slot`"]);
+        with_slot(&|slot| (slot.plugin, slot.database) = (None, None), &["physical", "`source.slot`"]);
     }
 }

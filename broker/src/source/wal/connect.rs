@@ -9,7 +9,7 @@ use walcast_wire::Epoch;
 use super::Config;
 use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
 use crate::event::Start;
-use crate::postgres::{Companion, ConnectError, ConnectErrorKind, Target};
+use crate::postgres::{Companion, ConnectError, ConnectErrorKind, Target, describe};
 use crate::source::{Retry, SourceError};
 
 /// A server that stops waits for its walsenders; a client that comes back at once would be in its way.
@@ -18,6 +18,10 @@ const AFTER_SHUTDOWN: Duration = Duration::from_secs(10);
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 /// What the plugin is asked for; part of the epoch, since it decides which records are numbered.
 const PLUGIN: [(&str, &str); 2] = [("proto_version", "1"), ("messages", "true")];
+
+/// A role that setup has given nothing.
+pub(super) const NOT_GRANTED: &str =
+    "the role may not read the schema walcast: run `walcast setup --broker-role ROLE`, or grant it by hand";
 
 /// A stream that runs.
 #[derive(Debug)]
@@ -70,13 +74,11 @@ async fn read_schema(companion: &Companion, config: &Config) -> Result<(String, 
          LEFT JOIN walcast.source s ON s.slot = $1 LIMIT 1";
     let session = companion.lock().await?;
     let row = session.query_opt(QUERY, &[&config.slot]).await.map_err(|error| match error.code() {
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::needs_operator(
-            "the role may not read the schema walcast: run `walcast setup --broker-role ROLE`, or grant it by hand",
-        ),
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::needs_operator(NOT_GRANTED),
         Some(code) if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_SCHEMA].contains(code) => {
             Failure::needs_operator("this database has no schema walcast: run `walcast setup`")
         }
-        _ => Failure::again(format!("reading the schema walcast: {error}")),
+        _ => Failure::again(format!("reading the schema walcast: {}", describe(&error))),
     })?;
     let text = |i: usize| row.as_ref().and_then(|row| row.try_get::<_, Option<String>>(i).ok().flatten());
     match (text(0), text(1)) {
@@ -124,7 +126,7 @@ async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, 
         }
         if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
             return Failure::needs_operator(format!(
-                "the slot {slot} cannot be used: {text}; if it was invalidated, `walcast setup` makes it anew"
+                "the slot {slot} cannot be used: {text}; if it was invalidated, `walcast setup` replaces it"
             ));
         }
         error.into()

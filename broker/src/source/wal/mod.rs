@@ -21,7 +21,7 @@ use walcast_wire::Epoch;
 use super::{Source, SourceError};
 use crate::event::{Changes, Commit, SeedEnd};
 use crate::health::Health;
-use crate::postgres::{Closed, Companion, Session, SessionState, Target};
+use crate::postgres::{Closed, Companion, Session, SessionState, Target, describe};
 use crate::router::TableRule;
 
 pub mod assemble;
@@ -66,6 +66,8 @@ pub struct Wal {
     line: Option<(Epoch, u64)>,
     /// All current values were read on that line.
     seeded: bool,
+    /// A stream came so far once that clients could be served.
+    began: bool,
     /// How often the server was silent in a row.
     silences: u32,
     /// Since when the lease is somebody else's.
@@ -116,6 +118,7 @@ impl Wal {
             live: None,
             line: None,
             seeded: false,
+            began: false,
             silences: 0,
             held_since: None,
         }
@@ -181,7 +184,7 @@ impl Wal {
         };
         if tables.is_empty() && forget.is_empty() {
             if !self.seeded {
-                self.seeded = true;
+                (self.seeded, self.began) = (true, true);
                 live.ready.push_back(Changes::SeedBegin(Arc::from([])));
                 live.ready.push_back(Changes::SeedEnd(SeedEnd { snapshot: Arc::default(), settle: 0 }));
             }
@@ -230,7 +233,7 @@ impl Wal {
         match &changes {
             Some(Changes::SeedEnd(_)) => {
                 live.seeding = None;
-                self.seeded = true;
+                (self.seeded, self.began) = (true, true);
             }
             Some(Changes::Transaction(part)) => {
                 self.silences = 0;
@@ -252,7 +255,7 @@ impl Wal {
     fn fail(&mut self, failure: Failure) -> SourceError {
         // Dropping the stream ends the connection, which releases the lease.
         self.live = None;
-        let running = self.line.is_some();
+        let running = self.began;
         match failure.kind {
             Kind::Silent => self.silences += 1,
             Kind::Held => {
@@ -332,15 +335,16 @@ async fn live_step(
             return Err(if error.is_closed() {
                 Failure::of_closed("gate", &gate.session().closed().await)
             } else {
-                Failure::again(format!("the gate session: {error}"))
+                Failure::again(format!("the gate session: {}", describe(&error)))
             });
         }
         *waiting = None;
         if !assembler.unknown_types().is_empty() {
             let session = companion.lock().await?;
             let answer = types::look_up(&session, assembler.unknown_types()).await;
-            let answer =
-                answer.map_err(|error| Failure::again(format!("reading the catalog of types: {error}")))?;
+            let answer = answer.map_err(|error| {
+                Failure::again(format!("reading the catalog of types: {}", describe(&error)))
+            })?;
             assembler.learn(&answer);
         }
         match stream.next().await? {
