@@ -3,11 +3,14 @@
 use std::io::Write;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use super::display::Display;
 use super::{Plan, lab};
 use crate::cli::exit::{self, Failure};
 use crate::cli::local;
 use crate::config::Config;
+use crate::postgres::describe;
 use crate::router::RuleConfig;
 use crate::telemetry;
 use crate::throwaway::{Options, Throwaway};
@@ -100,9 +103,7 @@ async fn with_database(
     if server.is_none() {
         refuse_if_in_use(&config).await?;
     }
-    display.say("preparing the table of VMs");
-    lab::prepare(url, args.vms).await?;
-    let ended = with_broker(args, url, &config, server.is_none(), display, stop).await;
+    let ended = with_broker(args, url, &config, server.is_none(), display, stop.shared()).await;
     if server.is_none() {
         // Also after a failure: what was made is removed, and the first error is the one to tell.
         let cleaned = async {
@@ -121,12 +122,14 @@ async fn with_broker(
     config: &Config,
     foreign: bool,
     display: &Display,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = ()> + Clone,
 ) -> Result<super::Report, Failure> {
+    display.say("preparing the table of VMs");
+    unless_stopped(stop.clone(), lab::prepare(url, args.vms)).await?;
     // A demo ends by itself and removes its slot, so a server without a bound on WAL is fine.
-    local::set_up(config, foreign).await?;
+    unless_stopped(stop.clone(), local::set_up(config, foreign)).await?;
     display.say("starting the broker");
-    let node = local::start(config.clone()).await?;
+    let node = unless_stopped(stop.clone(), local::start(config.clone())).await?;
     let broker = format!("http://{}", node.http);
     let plan = Plan { vms: args.vms, duration: Duration::from_secs(args.seconds), rate: args.rate };
     display.say("booting VMs");
@@ -135,6 +138,18 @@ async fn with_broker(
     let report = report?;
     stopped.map_err(|error| Failure::of_node("the built-in rule", &error))?;
     Ok(report)
+}
+
+/// What comes before there is anything to report. Whoever stops it still gets the database back as it was.
+async fn unless_stopped<T>(
+    stop: impl Future<Output = ()>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = stop => Err(Failure::new(exit::OTHER, "interrupted before the VMs were waiting")),
+    }
 }
 
 /// A database in which walcast is set up already is somebody's: taking ours down would take theirs.
@@ -150,7 +165,9 @@ async fn refuse_if_in_use(config: &Config) -> Result<(), Failure> {
             "this database has a schema walcast, which the demo would remove: name another database, or run \
              `walcast teardown` first",
         )),
-        Err(error) => Err(Failure::new(exit::UNAVAILABLE, format!("looking at the database: {error}"))),
+        Err(error) => {
+            Err(Failure::new(exit::UNAVAILABLE, format!("looking at the database: {}", describe(&error))))
+        }
     }
 }
 

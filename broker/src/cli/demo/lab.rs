@@ -4,11 +4,12 @@
 
 use std::time::Instant;
 
-use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::Statement;
 
 use super::ledger::Ledger;
 use crate::cli::exit::{self, Failure};
+use crate::cli::{local, settings};
+use crate::postgres::{Session, describe};
 
 /// The rule that a broker needs for the lab, as in its configuration file.
 pub const RULE: &str = r#"
@@ -36,7 +37,7 @@ pub fn hostname(vm: u32) -> String {
 /// # Errors
 /// The database cannot be reached, or the role may not create a schema.
 pub async fn prepare(database_url: &str, vms: u32) -> Result<(), Failure> {
-    let session = Session::connect(database_url).await?;
+    let session = connect(database_url).await?;
     let sql = format!(
         "drop schema if exists walcast_demo cascade;
          create schema walcast_demo;
@@ -51,7 +52,7 @@ pub async fn prepare(database_url: &str, vms: u32) -> Result<(), Failure> {
          insert into walcast_demo.vms (hostname)
              select 'vm-' || lpad(i::text, 5, '0') from generate_series(1, {vms}) i;"
     );
-    session.client.batch_execute(&sql).await.map_err(|error| refused("prepare its table", &error))
+    session.batch_execute(&sql).await.map_err(|error| refused("prepare its table", &error))
 }
 
 /// Removes the table.
@@ -59,8 +60,8 @@ pub async fn prepare(database_url: &str, vms: u32) -> Result<(), Failure> {
 /// # Errors
 /// The database cannot be reached.
 pub async fn remove(database_url: &str) -> Result<(), Failure> {
-    let session = Session::connect(database_url).await?;
-    let dropped = session.client.batch_execute("drop schema if exists walcast_demo cascade").await;
+    let session = connect(database_url).await?;
+    let dropped = session.batch_execute("drop schema if exists walcast_demo cascade").await;
     dropped.map_err(|error| refused("remove its table", &error))
 }
 
@@ -77,10 +78,10 @@ impl Lab {
     /// # Errors
     /// The database cannot be reached, or is not prepared.
     pub async fn connect(database_url: &str) -> Result<Self, Failure> {
-        let session = Session::connect(database_url).await?;
+        let session = connect(database_url).await?;
         let sql = "update walcast_demo.vms
                    set email = $2, crdcommand = $3, pin = $4, status = 'assigned' where hostname = $1";
-        let update = session.client.prepare(sql).await.map_err(|error| refused("use its table", &error))?;
+        let update = session.prepare(sql).await.map_err(|error| refused("use its table", &error))?;
         Ok(Self { session, update })
     }
 
@@ -92,7 +93,7 @@ impl Lab {
         let email = format!("student-{pin}@example.org");
         let command = format!("start-session --pin {pin:06}");
         let work = async {
-            let transaction = self.session.client.transaction().await?;
+            let transaction = self.session.transaction().await?;
             transaction.execute(&self.update, &[&hostname(vm), &email, &command, &pin]).await?;
             ledger.assigned(vm, pin, Instant::now());
             transaction.commit().await
@@ -111,7 +112,7 @@ impl Observer {
     /// # Errors
     /// The database cannot be reached.
     pub async fn connect(database_url: &str) -> Result<Self, Failure> {
-        Session::connect(database_url).await.map(Self)
+        connect(database_url).await.map(Self)
     }
 
     /// Connections of walcast to this database, without the demo's own.
@@ -122,52 +123,18 @@ impl Observer {
         let sql = "select count(*) from pg_stat_activity
                    where datname = current_database() and application_name like 'walcast%'
                      and application_name <> $1";
-        let row = self.0.client.query_one(sql, &[&APPLICATION_NAME]).await;
+        let row = self.0.query_one(sql, &[&APPLICATION_NAME]).await;
         let row = row.map_err(|error| refused("count connections", &error))?;
         Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
     }
 }
 
-/// A connection and the task that moves its bytes, which ends with it.
-#[derive(Debug)]
-struct Session {
-    client: Client,
-    driver: JoinHandle<()>,
-}
-
-impl Session {
-    async fn connect(database_url: &str) -> Result<Self, Failure> {
-        let mut config: tokio_postgres::Config = database_url
-            .parse()
-            .map_err(|error| Failure::new(exit::USAGE, format!("--database-url cannot be read: {error}")))?;
-        config.application_name(APPLICATION_NAME);
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| {
-            Failure::new(exit::UNAVAILABLE, format!("the demo cannot connect to Postgres: {}", cause(&error)))
-        })?;
-        // Its errors reach the statement that suffers from them.
-        let driver = tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        Ok(Self { client, driver })
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+async fn connect(database_url: &str) -> Result<Session, Failure> {
+    settings::connect_as(&local::config(database_url, 0), APPLICATION_NAME).await
 }
 
 fn refused(what: &str, error: &tokio_postgres::Error) -> Failure {
-    Failure::new(exit::UNAVAILABLE, format!("the demo cannot {what}: {}", cause(error)))
-}
-
-/// What the server said, or why it could not say anything.
-fn cause(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(error) => error.message().to_owned(),
-        None => std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string),
-    }
+    Failure::new(exit::UNAVAILABLE, format!("the demo cannot {what}: {}", describe(error)))
 }
 
 #[cfg(test)]
@@ -187,9 +154,9 @@ mod tests {
         lab.assign(1, 4711, &ledger).await.unwrap();
         assert_eq!(ledger.outstanding(), 1);
 
-        let session = Session::connect(&url).await.unwrap();
+        let session = connect(&url).await.unwrap();
         let sql = "select count(*) filter (where status = 'free'), max(pin) from walcast_demo.vms";
-        let row = session.client.query_one(sql, &[]).await.unwrap();
+        let row = session.query_one(sql, &[]).await.unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 4711));
         let mut observer = Observer::connect(&url).await.unwrap();
         assert_eq!(observer.broker_connections().await.unwrap(), 0, "its own do not count");
