@@ -27,6 +27,17 @@ async fn bad_requests_are_told_what_is_wrong() {
     check(get(&format!("/v1/events?topic={}", "x".repeat(256))), 400, "bad_topic", "255").await;
     check(get("/v1/events?topic=a&after=x"), 400, "bad_cursor", "after").await;
     check(get("/v1/events?topic=a&wait=301"), 400, "bad_parameter", "wait").await;
+    check(get("/v1/events?topic=a&wait=-1"), 400, "bad_parameter", "wait").await;
+    check(get("/v1/events?topic=a&wait=soon"), 400, "bad_parameter", "wait").await;
+    check(get("/v1/events?topic=a&wait=1&wait=2"), 400, "bad_parameter", "wait").await;
+    check(get("/v1/events?topic=a&limit=0"), 400, "bad_parameter", "limit").await;
+    check(get("/v1/events?topic=a&limit=many"), 400, "bad_parameter", "limit").await;
+    check(get("/v1/events?topic=a%ff"), 400, "bad_parameter", "UTF-8").await;
+    check(get("/v1/events?topic=a%00"), 400, "bad_topic", "").await;
+    check(get("/v1/events?topic=a%"), 400, "bad_parameter", "").await;
+    check(get(&format!("/v1/events?topic=a&after={}", "0".repeat(400))), 400, "bad_cursor", "after").await;
+    check(get("/v1/state/a?wait=6m"), 400, "bad_parameter", "wait").await;
+    check(get(&format!("/v1/state/{}", "x".repeat(256))), 400, "bad_topic", "255").await;
     check(get("/v1/state/a/%2A"), 400, "bad_topic", "*").await;
     check(get("/v1/state/a?after=now"), 400, "bad_parameter", "after").await;
     check(get("/v1/ws?wait=1"), 400, "bad_parameter", "wait").await;

@@ -3,13 +3,17 @@
 
 mod broker;
 mod client;
+mod commands;
 mod database;
 mod decode;
 mod delivery;
 mod edge;
+mod fuzz;
 mod http;
 mod postgres;
+mod process;
 mod protocol;
+mod refusals;
 mod seed;
 mod server;
 mod sql;

@@ -40,6 +40,15 @@ impl Server {
         this
     }
 
+    /// Restarts the server with other settings.
+    pub(crate) async fn change(&self, settings: &[(&str, &str)]) {
+        for (name, value) in settings {
+            self.sql(&format!("ALTER SYSTEM SET {name} = '{value}'"));
+        }
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.restart(StopMode::Fast).unwrap()).await.unwrap();
+    }
+
     /// Stops the server as `pg_ctl stop -m fast` does, and says whether it stopped.
     pub(crate) async fn stop(self) -> bool {
         tokio::task::spawn_blocking(move || self.server.stop(StopMode::Fast).is_ok()).await.unwrap()

@@ -1,0 +1,212 @@
+//! The `walcast` command as people run it: a process with arguments, two outputs and an exit code.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use crate::broker::{get, until, within};
+
+/// The command, with nothing of this process's settings.
+pub(crate) fn walcast(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("WALCAST_") || text.starts_with("PG") || text == "DATABASE_URL" {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).current_dir(env!("CARGO_TARGET_TMPDIR")).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// A configuration file; `name` is unique among all tests.
+pub(crate) fn file(name: &str, text: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// As a user writes it, with slot and publication named after the test; `rest` goes below.
+pub(crate) fn settings(url: &str, name: &str, rest: &str) -> String {
+    format!("postgres.url = '{url}'\n[source]\nslot = '{name}'\npublication = '{name}'\n{rest}")
+}
+
+/// A process that ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// `None`: by a signal.
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ended {
+    /// Its one line on stderr, which names all of `parts`.
+    #[track_caller]
+    pub(crate) fn failed(&self, code: i32, parts: &[&str]) {
+        let told: Vec<&str> = self.err.lines().filter(|line| line.starts_with("walcast: ")).collect();
+        assert_eq!((self.code, told.len()), (Some(code), 1), "{self:?}");
+        assert!(parts.iter().all(|part| told[0].contains(part)), "{parts:?}: {self:?}");
+        // What a library says of an error when nobody translates it.
+        for bad in ["db error", "Error {", "Some(", "panicked"] {
+            assert!(!self.err.contains(bad), "{bad}: {self:?}");
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn succeeded(&self) -> &str {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        &self.out
+    }
+}
+
+/// A process that runs.
+pub(crate) struct Running {
+    child: Child,
+    out: Arc<Mutex<String>>,
+    err: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (out, err) = (Arc::default(), Arc::default());
+        let readers = vec![
+            tokio::spawn(collect(child.stdout.take().unwrap(), Arc::clone(&out))),
+            tokio::spawn(collect(child.stderr.take().unwrap(), Arc::clone(&err))),
+        ];
+        Self { child, out, err, readers }
+    }
+
+    /// Everything said so far, on stdout and on stderr.
+    pub(crate) fn said(&self) -> String {
+        format!("{}{}", self.out.lock(), self.err.lock())
+    }
+
+    pub(crate) fn out(&self) -> String {
+        self.out.lock().clone()
+    }
+
+    /// Waits until it said `text`.
+    #[track_caller]
+    pub(crate) fn until(&mut self, text: &str) -> impl Future<Output = ()> {
+        let at = std::panic::Location::caller();
+        async move {
+            until(&format!("{at}: {text}"), async || {
+                let ended = self.child.try_wait().unwrap();
+                // The pipes may hold more than was read when the process ended.
+                if ended.is_some() {
+                    for reader in &mut self.readers {
+                        if !reader.is_finished() {
+                            reader.await.unwrap();
+                        }
+                    }
+                }
+                let said = self.said();
+                assert!(ended.is_none() || said.contains(text), "{at}: {text}: {ended:?}: {said}");
+                said.contains(text)
+            })
+            .await;
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// Sends a signal, named as for `kill`.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args([format!("-{name}"), pid]).status().await.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn end(mut self) -> Ended {
+        let ended = tokio::time::timeout(crate::broker::LIMIT, self.child.wait()).await;
+        let Ok(status) = ended else { panic!("it runs on: {}", self.said()) };
+        for reader in self.readers.drain(..) {
+            within("its outputs close", reader).await.unwrap();
+        }
+        let (out, err) = (self.out.lock().clone(), self.err.lock().clone());
+        Ended { code: status.unwrap().code(), out, err }
+    }
+}
+
+async fn collect(mut pipe: impl AsyncRead + Unpin, into: Arc<Mutex<String>>) {
+    let mut buffer = [0; 8192];
+    // Characters that are cut in two do not matter here.
+    while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
+        into.lock().push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(args: &[&str]) -> Ended {
+    Running::start(walcast(args)).end().await
+}
+
+/// Runs a line of shell to its end.
+pub(crate) async fn shell(line: &str) -> Ended {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).stdin(Stdio::null()).kill_on_drop(true);
+    Running::start(command).end().await
+}
+
+/// `walcast serve` on free ports.
+pub(crate) struct Serving {
+    pub(crate) process: Running,
+    pub(crate) http: String,
+    pub(crate) admin: String,
+}
+
+impl Serving {
+    /// Starts it with this configuration file, and waits until it listens.
+    pub(crate) async fn start(file: &str, level: &str) -> Self {
+        let mut process = Running::start(walcast(&[
+            "serve",
+            "--config",
+            file,
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--log-level",
+            level,
+        ]));
+        process.until("listening http=").await;
+        let address = |key: &str| {
+            let said = process.said();
+            let (_, rest) = said.split_once(key).unwrap();
+            rest.split_whitespace().next().unwrap().to_owned()
+        };
+        let (http, admin) = (address("listening http="), address(" admin="));
+        Self { process, http, admin }
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn ready(self) -> Self {
+        let Self { mut process, http, admin } = self;
+        until("ready", async || {
+            if let Some(status) = process.child.try_wait().unwrap() {
+                panic!("{status}: {}", process.said());
+            }
+            get(&admin, "/readyz").await.0 == 200
+        })
+        .await;
+        Self { process, http, admin }
+    }
+
+    /// Drains it.
+    pub(crate) async fn stop(self) -> Ended {
+        self.process.signal("TERM").await;
+        self.process.end().await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+}
