@@ -237,8 +237,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_topic_and_no_data_can_inject_a_line(topic in "\\PC{1,60}", data in "(\\PC|[\r\n\0\u{85}\u{2028}]){0,40}") {
-            prop_assume!(Topic::new(&topic).is_ok());
-            let topic = Topic::new(&topic).unwrap();
+            // Most strings hold a character that topics refuse: leaving it out leaves enough to try.
+            let topic: String = topic.chars().filter(|c| Topic::new(&c.to_string()).is_ok()).collect();
+            let Ok(topic) = Topic::new(&topic) else { return Ok(()) };
             let text = written(&[(1, topic.clone(), data.clone())]);
             let lines: Vec<_> = text.split(['\r', '\n']).collect();
             let [id, event, "", ""] = lines[..] else { panic!("{text:?}") };
