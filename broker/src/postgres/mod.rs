@@ -72,16 +72,24 @@ const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "30s"),
     ("idle_in_transaction_session_timeout", "0"),
-    ("search_path", "pg_catalog"),
-    ("TimeZone", "UTC"),
-    ("DateStyle", "ISO"),
-    ("IntervalStyle", "iso_8601"),
-    ("bytea_output", "hex"),
-    ("extra_float_digits", "3"),
     // A read-only, deferrable default would make a publish fail, or a snapshot wait without end.
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
+];
+
+/// Settings that fix the text form of values. They are the same for the replication session and for the one
+/// that seeds, or a seeded value would differ from the streamed one.
+pub const RENDERING: &[(&str, &str)] = &[
+    ("TimeZone", "UTC"),
+    ("DateStyle", "ISO, YMD"),
+    ("IntervalStyle", "postgres"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "1"),
+    ("lc_monetary", "C"),
+    // Names of tables, types and functions (`regclass` and the like) come with their schema.
+    ("search_path", "pg_catalog"),
+    ("quote_all_identifiers", "off"),
 ];
 
 /// Run once after connecting: settings that older servers do not know, and what kind of server this is
@@ -94,7 +102,7 @@ pub const AFTER_CONNECT: &str = "SELECT pg_catalog.current_setting('transaction_
 #[must_use]
 pub fn startup_options(own: Option<&str>, extra: &[(&str, &str)]) -> String {
     let mut options = own.unwrap_or_default().to_owned();
-    for (name, value) in SETTINGS.iter().chain(extra) {
+    for (name, value) in SETTINGS.iter().chain(RENDERING).chain(extra) {
         if !options.is_empty() {
             options.push(' ');
         }

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 use walcast::event::{
     Cell, Change, ChangeKind, Changes, Commit, OldRow, Relation, Row, SeedRows, Snapshot, TransactionPart,
 };
+use walcast::postgres::RENDERING;
 use walcast::source::wal::assemble::{Assembler, Output};
 use walcast::source::wal::seed::{self, SeedError, SeedTable};
 use walcast::source::wal::types;
@@ -32,7 +33,7 @@ impl Db {
         server::create(&name).await;
         let sql = server::connect(&name, "postgres").await;
         let stream = server::connect(&name, "postgres").await;
-        for (setting, value) in types::RENDERING {
+        for (setting, value) in RENDERING {
             stream.batch_execute(&format!("SET {setting} = '{value}'")).await.unwrap();
         }
         let db = Self { name, sql, stream };

@@ -25,7 +25,7 @@ use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, SimpleQueryRow,
 
 use super::types::{self, TypeMap};
 use crate::event::{Cell, Changes, Column, Relation, Row, SeedEnd, SeedRows, Snapshot};
-use crate::postgres::describe;
+use crate::postgres::{RENDERING, describe};
 use crate::value::ValueKind;
 
 /// How fast to read.
@@ -214,7 +214,7 @@ fn settings() -> String {
         ("row_security", "off"),
     ];
     let mut sql = String::new();
-    for (name, value) in types::RENDERING.iter().chain(&own) {
+    for (name, value) in RENDERING.iter().chain(&own) {
         let _ = write!(sql, "SET LOCAL {name} = '{value}';");
     }
     sql

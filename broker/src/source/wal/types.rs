@@ -10,20 +10,6 @@ use tokio_postgres::{Client, Error, Row};
 
 use crate::value::ValueKind;
 
-/// Settings that fix the text form of values. The replication session and the seeding one must have them
-/// alike, or a seeded value differs from the streamed one.
-pub const RENDERING: &[(&str, &str)] = &[
-    ("TimeZone", "UTC"),
-    ("DateStyle", "ISO, YMD"),
-    ("IntervalStyle", "postgres"),
-    ("bytea_output", "hex"),
-    ("extra_float_digits", "1"),
-    ("lc_monetary", "C"),
-    // Names of tables, types and functions (`regclass` and the like) come with their schema.
-    ("search_path", "pg_catalog"),
-    ("quote_all_identifiers", "off"),
-];
-
 /// One row per type that can be reached from `$1` (an `oid[]`): what it is made of.
 pub const QUERY: &str = "
 WITH RECURSIVE reached(oid, inner_oid, delimiter) AS (
