@@ -58,6 +58,15 @@ impl Seeding {
     }
 }
 
+/// A value that a record of the log took from its topic. If the record then sets one of the same table, the
+/// row has moved.
+#[derive(Debug)]
+struct Left {
+    position: Position,
+    table: Arc<str>,
+    data: Bytes,
+}
+
 /// Whether an event goes on into history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -71,6 +80,7 @@ pub(super) struct Retained {
     values: BTreeMap<Topic, Value>,
     bytes: u64,
     seeding: Option<Seeding>,
+    left: Option<Left>,
     round: u32,
     settle: Option<Position>,
     settled: bool,
@@ -184,15 +194,17 @@ impl Retained {
                 _ => seeding.cleared.remove(&event.topic),
             };
         }
-        let old = self.values.get(&event.topic);
         if state.effect == Effect::Clear {
-            return match remove(&mut self.values, &mut self.bytes, &event.topic) {
-                None if self.settled => Verdict::Drop,
-                _ => Verdict::Keep,
+            let Some(old) = remove(&mut self.values, &mut self.bytes, &event.topic) else {
+                return if self.settled { Verdict::Drop } else { Verdict::Keep };
             };
+            self.left = Some(Left { position: event.position, table: old.table, data: old.event.data });
+            return Verdict::Keep;
         }
-        if let Some(old) = old {
-            merge_unchanged(event, &old.event.data);
+        let moved = self.left.take().filter(|it| it.position == event.position && it.table == state.table);
+        let old = self.values.get(&event.topic);
+        if let Some(known) = moved.as_ref().map(|it| &it.data).or(old.map(|old| &old.event.data)) {
+            merge_unchanged(event, known);
         }
         let whole = event.unchanged.is_empty() && event.omitted.is_empty();
         let same = |old: &Value| whole && event.op == Op::Update && old.event.data == event.data;

@@ -335,6 +335,30 @@ fn unsent_columns_come_from_the_value() {
 }
 
 #[test]
+fn a_row_that_moves_takes_its_unsent_columns_along() {
+    let mut feed = Feed::settled(100);
+    let mut vms = feed.subscribe(&["vm/*"], From::Now);
+    let without_logs = |lsn: u64, topic: &str, data| {
+        let Entry::Event(event) = put(lsn, 11, topic, data) else { unreachable!() };
+        Entry::Event(Event { unchanged: Box::from(["logs".into()]), ..event })
+    };
+    feed.send(vec![put(101, 10, "vm/a", r#"{"id":1,"logs":"long"}"#)]);
+    feed.send(vec![clear(103, 11, "vm/a"), without_logs(103, "vm/b", r#"{"id":2}"#)]);
+    // Another row that leaves is not where this one comes from.
+    feed.send(vec![clear(105, 12, "vm/b"), without_logs(107, "vm/c", r#"{"id":3}"#)]);
+    assert_eq!(
+        events(&mut vms, 10),
+        [
+            r#"101:1 vm/a update {"id":1,"logs":"long"}"#,
+            r#"103:1 vm/a delete {"id":1}"#,
+            r#"103:1 vm/b update {"id":2,"logs":"long"}"#,
+            r#"105:1 vm/b delete {"id":1}"#,
+            r#"107:1 vm/c update {"id":3}"#
+        ]
+    );
+}
+
+#[test]
 fn truncate_clears_every_value_of_the_table_as_one_unit() {
     let mut feed = Feed::settled(100);
     feed.send(vec![put(101, 10, "vm/a", "{}"), put(101, 10, "vm/b", "{}")]);
