@@ -54,7 +54,7 @@ impl PollStream {
                 }
                 Err(error) => {
                     let Some(reset) = reset(&error) else { return Err(error) };
-                    self.subscription.reached(reset.resume);
+                    self.subscription.reset(reset.resume);
                     return Ok(Some(Message::Reset(reset)));
                 }
             }

@@ -85,11 +85,14 @@ impl Subscription {
     /// Notes an event, after which others with its cursor may follow; false if it was handed out before.
     pub(crate) fn admit(&mut self, event: &Event) -> bool {
         // A current value carries the cursor of its change, which says nothing of how far we are.
-        if event.op == Op::Snapshot || self.held {
+        if event.op == Op::Snapshot {
             return true;
         }
         if self.unit == Some(event.cursor) {
             return self.unit_topics.insert(event.topic.clone());
+        }
+        if self.held {
+            return true;
         }
         if let Some(complete) = self.unit.replace(event.cursor) {
             self.cursor = Some(complete);
@@ -101,22 +104,32 @@ impl Subscription {
 
     /// Notes that no other event with the cursor of the last admitted one will follow.
     pub(crate) fn unit_ended(&mut self) {
-        if let Some(cursor) = self.unit {
+        if let Some(cursor) = self.unit.filter(|_| !self.held) {
             self.reached(cursor);
         }
     }
 
-    /// Notes that everything up to `cursor` was handed out.
+    /// Notes that everything up to `cursor` was handed out. What was handed out beyond it stays known.
     pub(crate) fn reached(&mut self, cursor: Cursor) {
-        self.held = false;
-        self.cursor = Some(cursor);
-        self.unit = None;
-        self.unit_topics.clear();
+        let beyond = |unit: Cursor| unit.epoch == cursor.epoch && unit.position > cursor.position;
+        if !self.unit.is_some_and(beyond) {
+            self.forget_unit();
+        }
+        (self.held, self.cursor) = (false, Some(cursor));
+    }
+
+    /// Notes that the broker goes on from `cursor` and may repeat anything.
+    pub(crate) fn reset(&mut self, cursor: Cursor) {
+        self.forget_unit();
+        (self.held, self.cursor) = (false, Some(cursor));
     }
 
     /// Stays at the cursor until the broker names another.
     pub(crate) fn hold(&mut self) {
         self.held = true;
+    }
+
+    fn forget_unit(&mut self) {
         self.unit = None;
         self.unit_topics.clear();
     }
@@ -240,6 +253,19 @@ mod tests {
         assert_eq!(it.request().after, After::Cursor(cursor(4)));
         assert!(!it.admit(&event(5, "vm/a", "delete")), "sent again after the cut");
         assert!(it.admit(&event(5, "vm/b", "update")));
+    }
+
+    #[test]
+    fn a_cut_record_is_known_on_a_connection_that_first_names_where_it_goes_on() {
+        let mut it = subscription(&["vm/*"]);
+        it.reached(cursor(4));
+        assert!(it.admit(&event(5, "vm/a", "delete")));
+        it.reached(cursor(4));
+        assert!(!it.admit(&event(5, "vm/a", "delete")));
+        it.hold();
+        assert!(!it.admit(&event(5, "vm/a", "delete")));
+        it.reset(cursor(4));
+        assert!(it.admit(&event(5, "vm/a", "delete")), "after a reset everything is told again");
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl WsStream {
                 self.subscription.reached(cursor);
             }
             ServerFrame::Reset(reset) => {
-                self.subscription.reached(reset.resume);
+                self.subscription.reset(reset.resume);
                 if self.added {
                     self.subscription.hold();
                 }

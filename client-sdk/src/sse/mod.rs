@@ -97,7 +97,7 @@ impl SseStream {
             }
             ("reset", Some(data)) => {
                 let reset: walcast_wire::Reset = self.json(data)?;
-                self.subscription.reached(reset.resume);
+                self.subscription.reset(reset.resume);
                 Some(Message::Reset(reset))
             }
             // A later broker may say more.
