@@ -11,6 +11,7 @@ use walcast::node::{Node, NodeError};
 use walcast_client::wire::{Event, TopicPattern};
 use walcast_client::{After, Client, EventsRequest, Message, Stream, Transport};
 
+use crate::plain::Plain;
 use crate::server;
 
 /// Longer than anything takes that works.
@@ -41,16 +42,29 @@ pub(crate) struct Broker {
     pub(crate) config: Config,
     pub(crate) sql: Sql,
     pub(crate) client: Client,
+    /// The API, byte by byte.
+    pub(crate) http: Plain,
     node: Option<Node>,
 }
 
 impl Broker {
     /// Makes the database `name`, runs `ddl`, sets up with these `[[table]]` rules, and starts.
     pub(crate) async fn start(name: &str, ddl: &str, rules: &str) -> Self {
+        Self::start_with(name, ddl, rules, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn start_with(
+        name: &str,
+        ddl: &str,
+        rules: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         server::create(name).await;
         let sql = server::connect(name, "postgres").await;
         run(&sql, ddl).await;
-        let config = config(&server::url(name).await, name, rules);
+        let mut config = config(&server::url(name).await, name, rules);
+        change(&mut config);
         local::set_up(&config, false).await.unwrap();
         Self::on(name, config, sql).await
     }
@@ -59,7 +73,8 @@ impl Broker {
     pub(crate) async fn on(name: &str, config: Config, sql: Sql) -> Self {
         let node = Node::start(config.clone()).await.unwrap();
         let client = Client::new(&format!("http://{}", node.http)).unwrap();
-        let broker = Self { name: name.to_owned(), config, sql, client, node: Some(node) };
+        let http = Plain { address: node.http };
+        let broker = Self { name: name.to_owned(), config, sql, client, http, node: Some(node) };
         broker.ready().await;
         broker
     }
@@ -83,6 +98,12 @@ impl Broker {
     /// Drains it; the database stays.
     pub(crate) async fn stop(&mut self) -> Result<(), NodeError> {
         within("the broker stops", self.node.take().unwrap().join(std::future::ready(()))).await
+    }
+
+    /// Stops it and starts another on its database.
+    pub(crate) async fn restart(mut self) -> Self {
+        self.stop().await.unwrap();
+        Self::on(&self.name, self.config, self.sql).await
     }
 
     /// Runs SQL, as one transaction if it is several statements.
@@ -123,24 +144,55 @@ impl Broker {
 
     /// Waits until everything committed so far is delivered to whom it concerns.
     pub(crate) async fn catch_up(&self) {
-        let mut marks = self.follow(Transport::Poll, &["test/mark"]).await;
-        self.run("SELECT walcast.publish('test/mark', 'null')").await;
+        let mut marks = self.follow(Transport::Poll, &[MARK]).await;
+        self.run(&format!("SELECT walcast.publish('{MARK}', 'null')")).await;
         marks.next().await;
+    }
+
+    /// Until this many subscriptions exist.
+    pub(crate) async fn until_waiting(&self, count: usize) {
+        until("subscriptions", async || self.readiness().await.1["subscriptions"] == count).await;
     }
 
     /// What `/readyz` answers, and with which status.
     pub(crate) async fn readiness(&self) -> (u16, Value) {
-        let (status, body) = get(&self.node().admin.to_string(), "/readyz").await;
-        (status, serde_json::from_str(&body).unwrap())
+        let answer = self.admin().get("/readyz").await;
+        (answer.status, answer.json())
     }
 
     /// The value of a metric, over all nodes of this process.
     pub(crate) async fn metric(&self, line: &str) -> f64 {
-        let (_, body) = get(&self.node().admin.to_string(), "/metrics").await;
-        let value = body.lines().find_map(|text| text.strip_prefix(line));
+        let metrics = self.admin().get("/metrics").await.body;
+        let value = metrics.lines().find_map(|text| text.strip_prefix(line));
         value.map_or(0.0, |value| value.trim().parse().unwrap())
     }
+
+    fn admin(&self) -> Plain {
+        Plain { address: self.node().admin }
+    }
+
+    /// What comes up to a mark that is made now; the follower follows [`MARK`] too.
+    pub(crate) async fn rest(&self, follower: &mut Follower) -> Vec<Event<Value>> {
+        self.run(&format!("SELECT walcast.publish('{MARK}', '\"rest\"')")).await;
+        let mut events = Vec::new();
+        loop {
+            let event = follower.next().await;
+            if event.topic.as_str() != MARK {
+                events.push(event);
+            } else if event.data == "rest" {
+                return events;
+            }
+        }
+    }
+
+    /// The same as lines.
+    pub(crate) async fn rest_lines(&self, follower: &mut Follower) -> Vec<String> {
+        self.rest(follower).await.iter().map(line).collect()
+    }
 }
+
+/// The topic of marks.
+pub(crate) const MARK: &str = "test/mark";
 
 /// A stream of events.
 pub(crate) struct Follower(pub(crate) Stream);
@@ -204,17 +256,4 @@ pub(crate) async fn run(sql: &Sql, text: &str) {
     if let Err(error) = sql.batch_execute(text).await {
         panic!("{text}: {error:?}");
     }
-}
-
-/// A plain GET: status and body.
-pub(crate) async fn get(address: &str, path: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    socket.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    within(path, socket.read_to_end(&mut answer)).await.unwrap();
-    let answer = String::from_utf8(answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }

@@ -1,7 +1,5 @@
-//! The HTTP side alone: a real hub behind a real listener, fed by hand; and a client so plain that it can
-//! also misbehave.
+//! The HTTP side alone: a real hub behind a real listener, fed by hand.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,10 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Snapshot, State};
@@ -21,8 +17,10 @@ use walcast::listen;
 use walcast::transport::{self, Config, PublishError, Published, Publisher};
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
+use crate::plain::Plain;
+
 /// Far above what anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
 #[track_caller]
@@ -67,7 +65,7 @@ impl Publisher for Shelf {
 }
 
 pub(crate) struct Edge {
-    pub(crate) address: std::net::SocketAddr,
+    plain: Plain,
     pub(crate) hub: Arc<Hub>,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) drain: CancellationToken,
@@ -100,7 +98,7 @@ impl Edge {
         let limits = config.limits();
         let router = transport::router(config, Arc::clone(&hub), publisher, drain.clone());
         let served = tokio::spawn(listen::serve(listener, router, limits, drain.clone()));
-        Self { address, hub, shelf, drain, served, head: AtomicU64::new(100) }
+        Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }
 
     fn note(&self, note: Note) {
@@ -149,40 +147,12 @@ impl Edge {
     pub(crate) async fn until_waiting(&self, count: usize) {
         eventually(|| self.waiting() == count).await;
     }
+}
 
-    pub(crate) async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.address).await.unwrap()
-    }
-
-    /// Sends bytes and reads the answer to the end.
-    pub(crate) async fn raw(&self, request: impl AsRef<[u8]>) -> Answer {
-        let mut stream = self.connect().await;
-        // The broker may answer and close before it has read everything.
-        let _ = stream.write_all(request.as_ref()).await;
-        Answer::read(&mut stream).await
-    }
-
-    pub(crate) async fn get(&self, target: &str) -> Answer {
-        self.get_with(target, "").await
-    }
-
-    pub(crate) async fn get_with(&self, target: &str, headers: &str) -> Answer {
-        self.raw(format!("GET {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n")).await
-    }
-
-    pub(crate) async fn post(&self, headers: &str, body: &str) -> Answer {
-        let length = body.len();
-        self.raw(format!(
-            "POST /v1/publish HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
-        ))
-        .await
-    }
-
-    /// Begins a request whose answer is read later. HTTP/1.0, so that a stream is not chunked.
-    pub(crate) async fn begin(&self, target: &str, headers: &str) -> TcpStream {
-        let mut stream = self.connect().await;
-        stream.write_all(format!("GET {target} HTTP/1.0\r\n{headers}\r\n").as_bytes()).await.unwrap();
-        stream
+impl std::ops::Deref for Edge {
+    type Target = Plain;
+    fn deref(&self) -> &Plain {
+        &self.plain
     }
 }
 
@@ -202,56 +172,4 @@ pub(crate) fn message(topic: &str, data: &str) -> Event {
 
 pub(crate) fn state(topic: &str, data: &str, op: Op, effect: Effect) -> Event {
     Event { op, state: Some(State { table: "public.vms".into(), effect }), ..message(topic, data) }
-}
-
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: HashMap<String, String>,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) async fn read(stream: &mut TcpStream) -> Self {
-        let mut bytes = Vec::new();
-        soon(stream.read_to_end(&mut bytes)).await.unwrap();
-        let text = String::from_utf8(bytes).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
-        let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let headers = lines.filter_map(|line| line.split_once(": "));
-        let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
-        Self { status, headers, body: body.to_owned() }
-    }
-
-    #[track_caller]
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    /// The cursor of a long-poll's answer.
-    #[track_caller]
-    pub(crate) fn cursor(&self) -> Cursor {
-        assert_eq!(self.status, 200, "{self:?}");
-        let json = self.json();
-        assert_eq!(json["cursor"], self.headers["walcast-cursor"].as_str());
-        json["cursor"].as_str().unwrap().parse().unwrap()
-    }
-
-    /// Topic and data of each event.
-    #[track_caller]
-    pub(crate) fn events(&self) -> Vec<String> {
-        assert_eq!(self.status, 200, "{self:?}");
-        let reply: walcast_wire::EventsReply<Value> = serde_json::from_str(&self.body).unwrap();
-        reply.events.iter().map(|event| format!("{} {}", event.topic, event.data)).collect()
-    }
-
-    /// The code of a problem document; every other form is a failure.
-    #[track_caller]
-    pub(crate) fn problem(&self) -> walcast_wire::Problem {
-        assert_eq!(self.headers["content-type"], "application/problem+json", "{self:?}");
-        let problem: walcast_wire::Problem = serde_json::from_str(&self.body).unwrap();
-        assert_eq!(problem.status, self.status);
-        problem
-    }
 }

@@ -7,7 +7,8 @@ use walcast::hub;
 use walcast::transport::Config;
 use walcast_wire::{Cursor, Epoch, Position};
 
-use crate::edge::{Answer, EPOCH, Edge, message, soon};
+use crate::edge::{EPOCH, Edge, message, soon};
+use crate::plain::Answer;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -311,8 +312,9 @@ async fn drain_answers_who_waits_and_ends() {
     assert!(answer.headers["retry-after"].parse::<u32>().unwrap() > 0);
     assert_eq!(Answer::read(&mut state).await.problem().code.as_str(), "unavailable");
     drop((waiting, state, idle));
+    let address = edge.address;
     soon(edge.served).await.unwrap();
-    assert!(tokio::net::TcpStream::connect(edge.address).await.is_err());
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
 
 #[tokio::test]

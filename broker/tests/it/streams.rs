@@ -13,18 +13,19 @@ use walcast::transport::Config;
 use walcast_wire::{Cursor, Epoch, Position, ServerFrame};
 
 use crate::edge::{EPOCH, Edge, message, soon};
+use crate::plain::Plain;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reads a stream block by block.
-struct Sse {
+pub(crate) struct Sse {
     stream: TcpStream,
     read: String,
 }
 
 impl Sse {
-    async fn open(edge: &Edge, target: &str, headers: &str) -> Self {
-        let stream = edge.begin(target, &format!("accept: text/event-stream\r\n{headers}")).await;
+    pub(crate) async fn open(http: &Plain, target: &str, headers: &str) -> Self {
+        let stream = http.begin(target, &format!("accept: text/event-stream\r\n{headers}")).await;
         let mut sse = Self { stream, read: String::new() };
         let head = sse.until("\r\n\r\n").await.unwrap();
         assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
@@ -56,7 +57,7 @@ impl Sse {
     }
 
     /// The next block that is not only `retry`, `id` or a comment: event, id, data.
-    async fn event(&mut self) -> (String, Option<Cursor>, Value) {
+    pub(crate) async fn event(&mut self) -> (String, Option<Cursor>, Value) {
         loop {
             let block = self.block().await.expect("the stream ended");
             let field = |name: &str| block.iter().find(|(field, _)| field == name).map(|(_, value)| value);
@@ -69,7 +70,7 @@ impl Sse {
     }
 
     /// The next id, of whatever block.
-    async fn id(&mut self) -> Cursor {
+    pub(crate) async fn id(&mut self) -> Cursor {
         loop {
             let block = self.block().await.expect("the stream ended");
             if let Some((_, id)) = block.iter().find(|(field, _)| field == "id") {
@@ -147,11 +148,11 @@ async fn a_stream_is_never_refused_for_what_time_mends() {
     assert_eq!(sse.block().await, None);
 }
 
-struct Ws(WebSocketStream<TcpStream>);
+pub(crate) struct Ws(WebSocketStream<TcpStream>);
 
 impl Ws {
-    async fn open(edge: &Edge, query: &str) -> Self {
-        let stream = edge.connect().await;
+    pub(crate) async fn open(http: &Plain, query: &str) -> Self {
+        let stream = http.connect().await;
         Self(client_async(format!("ws://a/v1/ws{query}"), stream).await.unwrap().0)
     }
 
@@ -170,7 +171,7 @@ impl Ws {
         }
     }
 
-    async fn expect(&mut self, name: &str) -> Value {
+    pub(crate) async fn expect(&mut self, name: &str) -> Value {
         let (got, content) = self.frame().await;
         assert_eq!(got, name, "{content}");
         content
