@@ -198,7 +198,8 @@ impl Retained {
             let Some(old) = remove(&mut self.values, &mut self.bytes, &event.topic) else {
                 return if self.settled { Verdict::Drop } else { Verdict::Keep };
             };
-            self.left = Some(Left { position: event.position, table: old.table, data: old.event.data });
+            self.left =
+                Some(Left { position: event.position, table: old.table, data: old.event.data.clone() });
             return Verdict::Keep;
         }
         let moved = self.left.take().filter(|it| it.position == event.position && it.table == state.table);

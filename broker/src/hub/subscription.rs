@@ -165,7 +165,6 @@ impl Subscription {
     ///
     /// # Errors
     /// Something is still pending in one of the two.
-    #[expect(clippy::result_large_err, reason = "the error is the subscription itself, moved and not copied")]
     pub fn add(&mut self, mut other: Self) -> Result<(), Self> {
         let hub = Arc::clone(&self.hub);
         let inner = &mut *hub.inner.lock();

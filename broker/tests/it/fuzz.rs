@@ -4,7 +4,8 @@ use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::broker::{get, within};
+use crate::broker::within;
+use crate::plain::get;
 use crate::process::{Serving, file, run, settings};
 use crate::server;
 

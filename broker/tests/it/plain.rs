@@ -53,6 +53,12 @@ impl Plain {
     }
 }
 
+/// Status and body of a plain GET.
+pub(crate) async fn get(address: &str, target: &str) -> (u16, String) {
+    let answer = Plain { address: address.parse().unwrap() }.get(target).await;
+    (answer.status, answer.body)
+}
+
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use crate::broker::{get, until, within};
+use crate::broker::{until, within};
+use crate::plain::get;
 
 /// The command, with nothing of this process's settings.
 pub(crate) fn walcast(args: &[&str]) -> Command {

@@ -3,7 +3,8 @@
 
 use walcast::throwaway::{Options, StopMode, Throwaway};
 
-use crate::broker::{get, run as sql, within};
+use crate::broker::{run as sql, within};
+use crate::plain::get;
 use crate::process::{Ended, Running, Serving, file, run, settings, walcast};
 use crate::server;
 use crate::support::Server;
