@@ -16,6 +16,8 @@ pub enum Part {
     Gate,
     /// Current values of state topics.
     State,
+    /// The reading of current values that new rules ask for.
+    Seed,
     /// The floor slot.
     Floor,
     /// Rules as loaded last.
@@ -32,6 +34,7 @@ impl Part {
             Self::Stream => "stream",
             Self::Gate => "gate",
             Self::State => "state",
+            Self::Seed => "seed",
             Self::Floor => "floor",
             Self::Rules => "rules",
             Self::Node => "node",
@@ -95,7 +98,8 @@ impl Health {
         let mut problems = inner.unwell.clone();
         if let Some(last) = inner.last_beat {
             let silent = now.saturating_duration_since(last);
-            if silent > self.silence_max {
+            // What the gate holds back did come.
+            if silent > self.silence_max && !problems.contains_key(&Part::Gate) {
                 let seconds = silent.as_secs();
                 let reason = || format!("nothing came from Postgres for {seconds} s; see the log");
                 problems.entry(Part::Stream).or_insert_with(reason);
@@ -127,6 +131,11 @@ mod tests {
         assert!(!health.ready(start + Duration::from_secs(11)));
         health.unwell(Part::Gate, "waits");
         assert!(!health.ready(start));
+        assert_eq!(
+            health.problems(start + Duration::from_secs(11)).len(),
+            1,
+            "the gate explains the silence"
+        );
         health.well(Part::Gate);
         health.unwell(Part::Floor, "cannot be moved");
         assert!(health.ready(start));

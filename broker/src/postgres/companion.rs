@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::dsn::Target;
 use super::error::ConnectError;
@@ -22,6 +23,8 @@ pub struct Companion {
     session: Arc<Mutex<Option<Session>>>,
     state: Arc<watch::Sender<SessionState>>,
     publishers: Arc<Semaphore>,
+    /// Ends the present session.
+    cut: parking_lot::Mutex<CancellationToken>,
 }
 
 /// Why a publisher does not get its turn.
@@ -67,6 +70,7 @@ impl Companion {
             session: Arc::new(Mutex::new(None)),
             state: Arc::new(watch::Sender::new(SessionState::None)),
             publishers: Arc::new(Semaphore::new(publishers_max)),
+            cut: parking_lot::Mutex::new(CancellationToken::new()),
         }
     }
 
@@ -84,7 +88,9 @@ impl Companion {
                 }
                 let tell = Arc::clone(&self.state);
                 let fresh = Session::connect_and_tell(&self.target, &self.application_name, tell);
-                *session = Some(fresh.await?);
+                let fresh = fresh.await?;
+                *self.cut.lock() = fresh.cutter();
+                *session = Some(fresh);
             }
             match OwnedMutexGuard::try_map(session, Option::as_mut) {
                 Ok(session) => return Ok(Guard { session, _publisher: None }),
@@ -107,6 +113,12 @@ impl Companion {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<SessionState> {
         self.state.subscribe()
+    }
+
+    /// Ends the session without waiting for its user, who hears that it is lost; the next one connects again. For
+    /// a link that seems dead: an answer that never comes would hold up everybody in line.
+    pub fn cut(&self) {
+        self.cut.lock().cancel();
     }
 
     /// Where it connects to.

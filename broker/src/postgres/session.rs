@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::{Attempts, check_attributes};
@@ -61,6 +62,7 @@ pub enum SessionState {
 pub struct Session {
     client: Client,
     state: watch::Receiver<SessionState>,
+    cut: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
 
@@ -120,9 +122,20 @@ impl Session {
         }
     }
 
+    /// Whether it lives, and how it ended.
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        self.state.borrow().clone()
+    }
+
+    /// Ends the session at once when cancelled, whatever it is doing and whoever waits for an answer.
+    pub(super) fn cutter(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
     /// Ends the session and waits for it.
     pub async fn close(self) {
-        let Self { client, state: _, task } = self;
+        let Self { client, state: _, cut: _, task } = self;
         drop(client);
         // A server that does not take the goodbye loses the connection; `task` aborts when it is dropped.
         let _ = tokio::time::timeout(GOODBYE, task).await;
@@ -156,11 +169,18 @@ async fn startup(
     tell.send_replace(SessionState::Open);
     let state = tell.subscribe();
     let tell = Arc::clone(tell);
-    let task = AbortOnDropHandle::new(tokio::spawn(async move {
-        let closed = how_it_ended(connection.await, &last_words);
-        tell.send_replace(SessionState::Closed(closed));
+    let cut = CancellationToken::new();
+    let task = AbortOnDropHandle::new(tokio::spawn({
+        let cut = cut.clone();
+        async move {
+            let closed = match cut.run_until_cancelled(&mut connection).await {
+                Some(result) => how_it_ended(result, &last_words),
+                None => Closed::Lost("it no longer answers".to_owned()),
+            };
+            tell.send_replace(SessionState::Closed(closed));
+        }
     }));
-    Ok(Session { client, state, task })
+    Ok(Session { client, state, cut, task })
 }
 
 fn how_it_ended(result: Result<(), tokio_postgres::Error>, last_words: &LastWords) -> Closed {

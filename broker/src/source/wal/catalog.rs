@@ -30,7 +30,7 @@ pub async fn read(
         check_server(&session, config).await?;
         facts(&session, tables, &config.publication).await
     };
-    read.await.map_err(|failure: Failure| failure.into_error(false))
+    read.await.map_err(|failure: Failure| failure.into_error(false, config))
 }
 
 /// What the rules are to be compared with before anything is published.

@@ -20,6 +20,10 @@ pub struct Config {
     /// How fast state tables are read, in bytes of text per second.
     #[serde(deserialize_with = "crate::units::bytes")]
     pub seed_bytes_per_second: u64,
+    /// Pause after the server said that it stops, for a client that comes back at once would be in its way. No
+    /// key: nobody gains by another value, but tests, which do not have the time.
+    #[serde(skip)]
+    pub shutdown_pause: Duration,
 }
 
 impl Config {
@@ -48,6 +52,7 @@ impl Default for Config {
             delivery: Delivery::Visible,
             lease: Duration::from_secs(5),
             seed_bytes_per_second: 64 << 20,
+            shutdown_pause: Duration::from_secs(10),
         }
     }
 }

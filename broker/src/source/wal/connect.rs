@@ -1,6 +1,5 @@
 //! From nothing to a running stream: copy the floor slot, name the number line, start.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
@@ -12,8 +11,6 @@ use crate::event::Start;
 use crate::postgres::{Companion, ConnectError, ConnectErrorKind, Target, describe};
 use crate::source::{Retry, SourceError};
 
-/// A server that stops waits for its walsenders; a client that comes back at once would be in its way.
-const AFTER_SHUTDOWN: Duration = Duration::from_secs(10);
 /// Pause before what needs an operator is tried again, once the broker has been running.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 /// What the plugin is asked for; part of the epoch, since it decides which records are numbered.
@@ -174,10 +171,10 @@ impl Failure {
 
     /// What needs an operator ends a broker that has not begun, for whoever starts it is there to read why;
     /// one that runs goes on trying.
-    pub(super) fn into_error(self, running: bool) -> SourceError {
+    pub(super) fn into_error(self, running: bool, config: &Config) -> SourceError {
         let retry = match self.kind {
             Kind::Passing | Kind::Silent | Kind::Held => Retry::After(Duration::ZERO),
-            Kind::Shutdown => Retry::After(AFTER_SHUTDOWN),
+            Kind::Shutdown => Retry::After(config.shutdown_pause),
             Kind::Operator if running => Retry::After(AFTER_REFUSAL),
             Kind::Operator => Retry::Never,
         };
@@ -213,12 +210,6 @@ impl From<ReplicationError> for Failure {
     }
 }
 
-impl From<Arc<Failure>> for Failure {
-    fn from(failure: Arc<Failure>) -> Self {
-        Self { message: failure.message.clone(), kind: failure.kind }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,7 +225,8 @@ mod tests {
     #[test]
     fn only_a_broker_that_has_not_begun_gives_up() {
         let check = |running: bool, expected: Retry| {
-            assert_eq!(Failure::needs_operator("x").into_error(running).retry, expected);
+            let error = Failure::needs_operator("x").into_error(running, &Config::default());
+            assert_eq!(error.retry, expected);
         };
         check(false, Retry::Never);
         check(true, Retry::After(AFTER_REFUSAL));

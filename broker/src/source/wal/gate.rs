@@ -11,12 +11,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_postgres::{Error, Statement};
 
+use super::connect::{Failure, Kind};
 use crate::event::Snapshot;
 use crate::health::{Health, Part};
-use crate::postgres::{ConnectError, Session, Target};
+use crate::postgres::{ConnectError, Session, Target, is_shutdown};
 
 /// Pause between two looks while a transaction is not visible: first and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -31,8 +32,11 @@ pub(super) struct Gate {
     statement: Statement,
     health: Arc<Health>,
     latest: Snapshot,
-    /// The look under way. It is kept here so that a caller who gives up waiting does not repeat it.
-    query: Option<Query>,
+    /// The look under way, and when it counts as unanswered. It is kept here so that a caller who gives up
+    /// waiting does not repeat it.
+    query: Option<(Query, Instant)>,
+    /// How long a look may take; it costs the server nothing, so a late answer means a dead link.
+    answer_max: Duration,
     waiting: Option<Waiting>,
 }
 
@@ -51,14 +55,18 @@ impl fmt::Debug for Gate {
 
 impl Gate {
     /// Connects the gate's session.
-    pub(super) async fn connect(target: &Target, health: Arc<Health>) -> Result<Self, ConnectError> {
+    pub(super) async fn connect(
+        target: &Target,
+        answer_max: Duration,
+        health: Arc<Health>,
+    ) -> Result<Self, ConnectError> {
         let session = Session::connect(target, "walcast gate").await?;
         let statement = session
             .prepare("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text")
             .await
             .map_err(|error| ConnectError::from_client("the gate session", &error))?;
         let (session, latest) = (Arc::new(session), Snapshot::default());
-        Ok(Self { session, statement, health, latest, query: None, waiting: None })
+        Ok(Self { session, statement, health, latest, query: None, answer_max, waiting: None })
     }
 
     /// The session, to watch for its end.
@@ -67,7 +75,7 @@ impl Gate {
     }
 
     /// Waits until the transaction is visible. Cancel safe.
-    pub(super) async fn pass(&mut self, xid: u32) -> Result<(), Error> {
+    pub(super) async fn pass(&mut self, xid: u32) -> Result<(), Failure> {
         while !self.latest.contains(xid) {
             if let Some(waiting) = &self.waiting {
                 sleep_until(waiting.not_before).await;
@@ -83,15 +91,34 @@ impl Gate {
         Ok(())
     }
 
-    async fn look(&mut self) -> Result<(), Error> {
-        let query = self.query.get_or_insert_with(|| {
+    async fn look(&mut self) -> Result<(), Failure> {
+        let (query, end) = self.query.get_or_insert_with(|| {
             let (session, statement) = (Arc::clone(&self.session), self.statement.clone());
-            Box::pin(async move { session.query_one(&statement, &[]).await?.try_get(0) })
+            let query = async move { session.query_one(&statement, &[]).await?.try_get(0) };
+            (Box::pin(query), Instant::now() + self.answer_max)
         });
-        let result = query.await;
+        let answer = timeout_at(*end, query).await;
         self.query = None;
+        let text = match answer {
+            Ok(Ok(text)) => text,
+            // A session that ends says why in its own words; the query only breaks.
+            Ok(Err(error)) if error.is_closed() => {
+                return Err(Failure::of_closed("gate", &self.session.closed().await));
+            }
+            Ok(Err(error)) => {
+                let kind = match error.code() {
+                    Some(code) if is_shutdown(code) => Kind::Shutdown,
+                    _ => Kind::Passing,
+                };
+                return Err(Failure { message: format!("the gate session: {error}"), kind });
+            }
+            Err(_) => {
+                let message = format!("the gate session has not answered for {:?}", self.answer_max);
+                return Err(Failure { message, kind: Kind::Silent });
+            }
+        };
         // Postgres always answers in this form; were it not so, nothing would count as visible.
-        self.latest = Snapshot::parse(&result?).unwrap_or_default();
+        self.latest = Snapshot::parse(&text).unwrap_or_default();
         Ok(())
     }
 
@@ -111,6 +138,15 @@ impl Gate {
                      it: is a synchronous standby missing? (pg_stat_activity: wait_event SyncRep)"
                 ),
             );
+        }
+    }
+}
+
+impl Drop for Gate {
+    /// What this gate told of ends with it; the next one sees for itself.
+    fn drop(&mut self) {
+        if self.waiting.as_ref().is_some_and(|waiting| waiting.told) {
+            self.health.well(Part::Gate);
         }
     }
 }

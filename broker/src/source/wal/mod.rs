@@ -12,7 +12,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -20,7 +20,7 @@ use walcast_wire::Epoch;
 
 use super::{Source, SourceError};
 use crate::event::{Changes, Commit, SeedEnd};
-use crate::health::Health;
+use crate::health::{Health, Part};
 use crate::postgres::{Closed, Companion, Session, SessionState, Target, describe};
 use crate::router::TableRule;
 
@@ -49,6 +49,10 @@ use replication::{Frame, Stream};
 const SEED_PIECES: usize = 4;
 /// After silence the stream is connected again; each time that brings nothing the tolerance doubles, so often.
 const SILENCE_DOUBLINGS_MAX: u32 = 4;
+/// One attempt to connect may take so long, all hosts and all questions included.
+const CONNECT_MAX: Duration = Duration::from_secs(60);
+/// Pause before values that could not be read while the stream runs are read again.
+const SEED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The WAL of one database.
 #[derive(Debug)]
@@ -61,13 +65,15 @@ pub struct Wal {
     /// Tables to read again, and those to forget, since the rules changed.
     reread: Vec<TableRule>,
     forget: Vec<Arc<str>>,
+    /// Not before this: the last attempt failed.
+    reread_after: Option<Instant>,
     live: Option<Live>,
     /// The number line that was streamed last, and how far it was yielded.
     line: Option<(Epoch, u64)>,
     /// All current values were read on that line.
     seeded: bool,
-    /// A stream came so far once that clients could be served.
-    began: bool,
+    /// They were read once, on whatever line: from then on every failure may pass.
+    begun: bool,
     /// How often the server was silent in a row.
     silences: u32,
     /// Since when the lease is somebody else's.
@@ -101,6 +107,8 @@ struct Seeding {
     task: AbortOnDropHandle<Result<(), Failure>>,
     /// Its begin was yielded; until then the stream is not read on.
     begun: bool,
+    tables: Vec<TableRule>,
+    forget: Vec<Arc<str>>,
 }
 
 impl Wal {
@@ -115,10 +123,11 @@ impl Wal {
             tables: Vec::new(),
             reread: Vec::new(),
             forget: Vec::new(),
+            reread_after: None,
             live: None,
             line: None,
             seeded: false,
-            began: false,
+            begun: false,
             silences: 0,
             held_since: None,
         }
@@ -129,7 +138,9 @@ impl Wal {
         let Connected { stream, start, key, walsender } =
             connect::connect(&self.target, &self.companion, &self.config, silence_max).await?;
         let gate = match self.config.delivery {
-            Delivery::Visible => Some(Gate::connect(&self.target, Arc::clone(&self.health)).await?),
+            Delivery::Visible => {
+                Some(Gate::connect(&self.target, self.config.lease, Arc::clone(&self.health)).await?)
+            }
             Delivery::Fast => None,
         };
         let (acknowledged, target) = watch::channel(0);
@@ -171,9 +182,10 @@ impl Wal {
     /// Starts a seeding if one is due and none runs.
     fn start_seeding(&mut self) {
         let Some(live) = &mut self.live else { return };
-        if live.seeding.is_some() {
+        if live.seeding.is_some() || self.reread_after.is_some_and(|after| Instant::now() < after) {
             return;
         }
+        self.reread_after = None;
         let (tables, forget) = if self.seeded {
             (std::mem::take(&mut self.reread), std::mem::take(&mut self.forget))
         } else {
@@ -184,19 +196,20 @@ impl Wal {
         };
         if tables.is_empty() && forget.is_empty() {
             if !self.seeded {
-                (self.seeded, self.began) = (true, true);
+                (self.seeded, self.begun) = (true, true);
                 live.ready.push_back(Changes::SeedBegin(Arc::from([])));
                 live.ready.push_back(Changes::SeedEnd(SeedEnd { snapshot: Arc::default(), settle: 0 }));
             }
             return;
         }
-        let tables: Vec<_> = tables.into_iter().map(seed::SeedTable::from).collect();
+        let wanted: Vec<_> = tables.iter().cloned().map(seed::SeedTable::from).collect();
+        let forgotten = forget.clone();
         let (sender, pieces) = mpsc::channel(SEED_PIECES);
         let bytes_per_second = NonZeroU64::new(self.config.seed_bytes_per_second).unwrap_or(NonZeroU64::MIN);
         let (companion, config) = (Arc::clone(&self.companion), seed::Config { bytes_per_second });
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut session = companion.lock().await?;
-            seed::seed(&mut session, &tables, &forget, &config, &sender).await.map_err(|error| {
+            seed::seed(&mut session, &wanted, &forgotten, &config, &sender).await.map_err(|error| {
                 if error.is_permanent() {
                     Failure::needs_operator(error.to_string())
                 } else {
@@ -204,13 +217,50 @@ impl Wal {
                 }
             })
         }));
-        live.seeding = Some(Seeding { pieces, task, begun: false });
+        live.seeding = Some(Seeding { pieces, task, begun: false, tables, forget });
+    }
+
+    /// A reading broke off: what it was to read is due again, unless the rules have since said otherwise.
+    fn take_back(&mut self, seeding: Seeding) {
+        if !self.seeded {
+            return; // All is read anew.
+        }
+        let Seeding { tables, forget, .. } = seeding;
+        let due = |this: &Self, name: &Arc<str>| {
+            this.forget.contains(name) || this.reread.iter().any(|table| table.name == *name)
+        };
+        for table in tables {
+            if !due(self, &table.name) {
+                self.reread.push(table);
+            }
+        }
+        for name in forget {
+            if !due(self, &name) {
+                self.forget.push(name);
+            }
+        }
+    }
+
+    /// Values could not be read while the stream runs: it goes on, for others wait for it.
+    fn postpone_seeding(&mut self, failure: &Failure) {
+        if let Some(seeding) = self.live.as_mut().and_then(|live| live.seeding.take()) {
+            self.take_back(seeding);
+        }
+        tracing::warn!("current values cannot be read, trying again: {}", failure.message);
+        self.health.unwell(Part::Seed, failure.message.clone());
+        self.reread_after = Some(Instant::now() + SEED_PAUSE);
     }
 
     /// One step on; `None`: nothing to yield yet. Cancel safe: what is under way is kept in `self`.
     async fn step(&mut self) -> Result<Option<Changes>, Failure> {
         let Some(live) = &mut self.live else {
-            self.live = Some(self.connect().await?);
+            let connected = tokio::time::timeout(CONNECT_MAX, self.connect()).await;
+            let late = || {
+                let seconds = CONNECT_MAX.as_secs();
+                let message = format!("connecting to Postgres was not done after {seconds} s");
+                Failure { message, kind: Kind::Silent }
+            };
+            self.live = Some(connected.unwrap_or_else(|_| Err(late()))?);
             return Ok(None);
         };
         if let Some(changes) = live.ready.pop_front() {
@@ -221,19 +271,34 @@ impl Wal {
         if let Some(changes) = live.ready.pop_front() {
             return Ok(Some(changes));
         }
-        let changes = tokio::select! {
+        let reading = live.seeding.as_ref().is_none_or(|seeding| seeding.begun);
+        let either = async {
+            // By chance: neither a large table nor a busy stream holds the other up.
+            tokio::select! {
+                piece = next_piece(&mut live.seeding) => Step::Piece(piece),
+                changes = live_step(
+                    &mut live.stream, &mut live.assembler, &mut live.gate, &mut live.waiting, &self.companion,
+                ), if reading => Step::Stream(changes),
+            }
+        };
+        let step = tokio::select! {
             biased;
             // First: a server that stops must not wait for us.
             closed = ended(&mut live.companion, live.gate_session.clone()) => return Err(closed),
-            piece = next_piece(&mut live.seeding) => piece?,
-            changes = live_step(
-                &mut live.stream, &mut live.assembler, &mut live.gate, &mut live.waiting, &self.companion,
-            ), if live.seeding.as_ref().is_none_or(|seeding| seeding.begun) => changes?,
+            step = either => step,
+        };
+        let changes = match step {
+            Step::Piece(Err(failure)) if self.seeded && failure.kind != Kind::Shutdown => {
+                self.postpone_seeding(&failure);
+                return Ok(None);
+            }
+            Step::Piece(changes) | Step::Stream(changes) => changes?,
         };
         match &changes {
             Some(Changes::SeedEnd(_)) => {
                 live.seeding = None;
-                (self.seeded, self.began) = (true, true);
+                (self.seeded, self.begun) = (true, true);
+                self.health.well(Part::Seed);
             }
             Some(Changes::Transaction(part)) => {
                 self.silences = 0;
@@ -252,12 +317,23 @@ impl Wal {
     }
 
     /// The stream is over: lets go of everything and says what to do.
-    fn fail(&mut self, failure: Failure) -> SourceError {
+    fn fail(&mut self, mut failure: Failure) -> SourceError {
+        let running = self.begun;
         // Dropping the stream ends the connection, which releases the lease.
-        self.live = None;
-        let running = self.began;
+        if let Some(mut live) = self.live.take() {
+            if failure.kind == Kind::Passing && live.sessions_were_shut_down() {
+                failure.kind = Kind::Shutdown;
+            }
+            if let Some(seeding) = live.seeding.take() {
+                self.take_back(seeding);
+            }
+        }
         match failure.kind {
-            Kind::Silent => self.silences += 1,
+            Kind::Silent => {
+                self.silences += 1;
+                // The same link, most likely; whoever waits on it would wait for ever.
+                self.companion.cut();
+            }
             Kind::Held => {
                 let since = *self.held_since.get_or_insert_with(Instant::now);
                 // Our own last connection may linger for a lease; who holds on longer lives.
@@ -267,12 +343,27 @@ impl Wal {
                         failure.message,
                         since.elapsed().as_secs()
                     );
-                    return Failure::needs_operator(message).into_error(running);
+                    return Failure::needs_operator(message).into_error(running, &self.config);
                 }
             }
             _ => {}
         }
-        failure.into_error(running)
+        failure.into_error(running, &self.config)
+    }
+}
+
+/// What a step brought, and from where.
+enum Step {
+    Piece(Result<Option<Changes>, Failure>),
+    Stream(Result<Option<Changes>, Failure>),
+}
+
+impl Live {
+    /// Whatever broke first: the server said on another session that it stops.
+    fn sessions_were_shut_down(&self) -> bool {
+        let shut_down = |state: &SessionState| matches!(state, SessionState::Closed(Closed::Shutdown(_)));
+        shut_down(&self.companion.borrow())
+            || self.gate_session.as_ref().is_some_and(|session| shut_down(&session.state()))
     }
 }
 
@@ -328,15 +419,8 @@ async fn live_step(
     companion: &Companion,
 ) -> Result<Option<Changes>, Failure> {
     loop {
-        if let (Some(gate), Some(commit)) = (gate.as_mut(), waiting.as_ref())
-            && let Err(error) = gate.pass(commit.xid).await
-        {
-            // A session that ends says why in its own words; the query only breaks.
-            return Err(if error.is_closed() {
-                Failure::of_closed("gate", &gate.session().closed().await)
-            } else {
-                Failure::again(format!("the gate session: {}", describe(&error)))
-            });
+        if let (Some(gate), Some(commit)) = (gate.as_mut(), waiting.as_ref()) {
+            gate.pass(commit.xid).await?;
         }
         *waiting = None;
         if !assembler.unknown_types().is_empty() {
@@ -382,12 +466,14 @@ impl Source for Wal {
     fn keep_values_of(&mut self, all: Vec<TableRule>, changed: Vec<Arc<str>>) {
         for name in changed {
             self.reread.retain(|table| table.name != name);
+            self.forget.retain(|forgotten| *forgotten != name);
             match all.iter().find(|table| table.name == name) {
                 Some(table) => self.reread.push(table.clone()),
                 None => self.forget.push(name),
             }
         }
-        self.tables = all;
+        (self.tables, self.reread_after) = (all, None);
+        self.health.well(Part::Seed);
     }
 
     async fn close(&mut self) {
