@@ -26,8 +26,12 @@ use crate::{admin, listen, telemetry, transport};
 
 mod publisher;
 
-/// How long a node that drains waits for its clients.
-const GRACE: Duration = Duration::from_secs(8);
+/// How long a node that drains waits until its slot is released,
+const RELEASE: Duration = Duration::from_secs(1);
+/// then for its clients,
+const GRACE: Duration = Duration::from_secs(7);
+/// and then for a publish that still waits for Postgres.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Publishes that wait for the companion session.
 const PUBLISHERS_MAX: usize = 256;
 /// Pause before Postgres is looked for again at start.
@@ -92,6 +96,8 @@ struct Parts {
     rules: watch::Sender<Arc<Router>>,
     /// Ends the source, and so releases the slot.
     stop: CancellationToken,
+    /// It is released.
+    released: CancellationToken,
     /// Asks clients to go elsewhere.
     drain: CancellationToken,
     /// Ends what operators see; last.
@@ -109,6 +115,8 @@ impl Node {
         let target = config.postgres.target(|name| std::env::var(name).ok())?;
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
         let health = Arc::new(Health::new(config.source.lease * 2));
+        // Until the first batch says otherwise; the stream moves a moment before it is ingested.
+        health.unwell(Part::State, "nothing has been read from Postgres yet");
         let http = bind("http.listen", config.http.listen).await?;
         let admin = bind("admin.listen", config.admin.listen).await?;
         let parts = Arc::new(Parts {
@@ -118,6 +126,7 @@ impl Node {
             backbone: Arc::new(Local::default()),
             rules: watch::Sender::new(Arc::new(router)),
             stop: CancellationToken::new(),
+            released: CancellationToken::new(),
             drain: CancellationToken::new(),
             end: CancellationToken::new(),
             config,
@@ -204,6 +213,12 @@ impl Node {
         let parts = Arc::clone(&self.parts);
         parts.health.unwell(Part::Node, "draining");
         parts.stop.cancel();
+        if tokio::time::timeout(RELEASE, parts.released.cancelled()).await.is_err() {
+            tracing::warn!(
+                "the slot is not released after {} s; its connection is cut at the end",
+                RELEASE.as_secs()
+            );
+        }
         parts.drain.cancel();
         parts.backbone.close();
         let clients_gone = async {
@@ -217,7 +232,9 @@ impl Node {
             tracing::warn!("clients were still connected after {} s; cutting them off", GRACE.as_secs());
         }
         parts.end.cancel();
-        parts.companion.close().await;
+        if tokio::time::timeout(GOODBYE, parts.companion.close()).await.is_err() {
+            parts.companion.cut();
+        }
         self.tasks.shutdown().await;
         tracing::info!("stopped");
     }
@@ -249,6 +266,7 @@ fn compile(config: &Config, rules: &[RuleConfig]) -> Result<Router, NodeError> {
 
 /// Waits for Postgres, makes sure that everything fits, then reads until stopped.
 async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
+    let _released = parts.released.clone().drop_guard();
     let checked = parts.stop.run_until_cancelled(wait_until_suitable(&parts)).await;
     match checked {
         None => return Ok(()),
@@ -328,6 +346,11 @@ impl Reloader {
             }
         }
         result
+    }
+
+    /// Notes that there are new rules, but that they cannot even be read; the old ones stay.
+    pub fn refuse(&self, why: &str) {
+        self.parts.health.unwell(Part::Rules, format!("the new rules were not taken: {why}"));
     }
 
     async fn take(&self, rules: &[RuleConfig]) -> Result<(), NodeError> {

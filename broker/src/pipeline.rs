@@ -164,6 +164,8 @@ impl<B: Backbone> Publisher<B> {
 
     /// Takes new rules between two transactions.
     fn reload<S: Source>(&mut self, source: &mut S) {
+        // Asked for here, too: a stream that never pauses would not let the change be noticed.
+        self.new_rules |= self.rules.has_changed().unwrap_or(false);
         if !self.new_rules || self.assembly.open.is_some() {
             return;
         }

@@ -128,7 +128,10 @@ async fn reload_on_hangup(loader: &Loader, reloader: &Reloader) -> Failure {
     while hangup.recv().await.is_some() {
         let taken = match loader.load() {
             Ok(config) => reloader.reload(&config.table).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => {
+                reloader.refuse(&error.to_string());
+                Err(error.to_string())
+            }
         };
         match taken {
             Ok(()) => tracing::info!("SIGHUP: new rules taken"),
