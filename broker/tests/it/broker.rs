@@ -13,6 +13,7 @@ use walcast_client::{After, Client, EventsRequest, Message, Stream, Transport};
 
 use crate::plain::Plain;
 use crate::server;
+use crate::support::Server;
 
 /// Longer than anything takes that works.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -39,6 +40,8 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
 /// A running broker.
 pub(crate) struct Broker {
     pub(crate) name: String,
+    /// The database, reached directly.
+    pub(crate) url: String,
     pub(crate) config: Config,
     pub(crate) sql: Sql,
     pub(crate) client: Client,
@@ -50,10 +53,10 @@ pub(crate) struct Broker {
 impl Broker {
     /// Makes the database `name`, runs `ddl`, sets up with these `[[table]]` rules, and starts.
     pub(crate) async fn start(name: &str, ddl: &str, rules: &str) -> Self {
-        Self::start_with(name, ddl, rules, |_| {}).await
+        Self::start_with(name, ddl, rules, |_| ()).await
     }
 
-    /// The same with other settings.
+    /// The same; `change` may change the broker's configuration before it starts.
     pub(crate) async fn start_with(
         name: &str,
         ddl: &str,
@@ -61,20 +64,41 @@ impl Broker {
         change: impl FnOnce(&mut Config),
     ) -> Self {
         server::create(name).await;
-        let sql = server::connect(name, "postgres").await;
-        run(&sql, ddl).await;
-        let mut config = config(&server::url(name).await, name, rules);
+        Self::start_on(&server::url(name).await, name, ddl, rules, change).await
+    }
+
+    /// The same in a new database of this server.
+    pub(crate) async fn start_at(
+        server: &Server,
+        name: &str,
+        ddl: &str,
+        rules: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        Self::start_on(&server.create_database(name).await, name, ddl, rules, change).await
+    }
+
+    async fn start_on(
+        url: &str,
+        name: &str,
+        ddl: &str,
+        rules: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = prepare(url, name, ddl, rules).await;
         change(&mut config);
-        local::set_up(&config, false).await.unwrap();
-        Self::on(name, config, sql).await
+        let mut broker = Self::on(name, config, connect(url).await).await;
+        url.clone_into(&mut broker.url);
+        broker
     }
 
     /// Starts on a database that is set up.
     pub(crate) async fn on(name: &str, config: Config, sql: Sql) -> Self {
         let node = Node::start(config.clone()).await.unwrap();
         let client = Client::new(&format!("http://{}", node.http)).unwrap();
+        let url = config.postgres.url.as_ref().unwrap().expose().to_owned();
         let http = Plain { address: node.http };
-        let broker = Self { name: name.to_owned(), config, sql, client, http, node: Some(node) };
+        let broker = Self { name: name.to_owned(), url, config, sql, client, http, node: Some(node) };
         broker.ready().await;
         broker
     }
@@ -113,7 +137,7 @@ impl Broker {
 
     /// Another session.
     pub(crate) async fn session(&self) -> Sql {
-        server::connect(&self.name, "postgres").await
+        connect(&self.url).await
     }
 
     /// Follows topics from now on.
@@ -249,6 +273,27 @@ pub(crate) fn config(url: &str, name: &str, rules: &str) -> Config {
     (config.source.slot, config.source.publication) = (name.to_owned(), name.to_owned());
     config.table = toml::from_str::<Rules>(rules).unwrap().table;
     config
+}
+
+/// Makes a database ready: what `ddl` says, and what `walcast setup` does.
+pub(crate) async fn prepare(url: &str, name: &str, ddl: &str, rules: &str) -> Config {
+    run(&connect(url).await, ddl).await;
+    let config = config(url, name, rules);
+    local::set_up(&config, false).await.unwrap();
+    config
+}
+
+/// A session.
+pub(crate) async fn connect(url: &str) -> Sql {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// One value, as text.
+pub(crate) async fn value_of(sql: &Sql, query: &str) -> String {
+    let row = sql.query_one(&format!("SELECT ({query})::text"), &[]).await.unwrap();
+    row.get::<_, Option<String>>(0).unwrap_or_default()
 }
 
 /// Runs SQL.

@@ -1,17 +1,14 @@
 //! Sessions, the companion and the replication connection on a real server.
 
-use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use walcast::postgres::{Busy, Closed, Companion, ConnectErrorKind as Kind, Session, SessionState, Target};
 use walcast::source::wal::replication::{Connection, Frame, ReplicationError, Stream, StreamOptions};
 
+use super::proxy::Proxy;
 use super::support::{LONG, Server, eventually, target};
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -429,7 +426,10 @@ async fn a_fast_stop_waits_only_for_what_is_unread() {
     let server = Server::start("", &[], &[]);
     let mut stream = start_stream(&server.target(), LEASE).await;
     server.sql("SELECT pg_logical_emit_message(true, 't', n::text) FROM generate_series(1, 100) n");
-    let stop = tokio::spawn(server.clone().stop());
+    let stop = tokio::spawn({
+        let server = server.clone();
+        async move { server.stop().await }
+    });
     let ended = loop {
         match tokio::time::timeout(LONG, stream.next()).await.unwrap() {
             Ok(Frame::Data { wal_end, .. } | Frame::Keepalive { wal_end }) => stream.ack(wal_end),
@@ -438,7 +438,7 @@ async fn a_fast_stop_waits_only_for_what_is_unread() {
     };
     assert!(matches!(ended, ReplicationError::Shutdown(_)), "{ended}");
     assert!(matches!(stream.next().await, Err(ReplicationError::Shutdown(_))));
-    assert!(stop.await.unwrap());
+    stop.await.unwrap();
     assert_eq!(Session::connect(&server.target(), "walcast/test").await.unwrap_err().kind, Kind::Network);
 }
 
@@ -471,50 +471,15 @@ async fn ends_have_types() {
     assert!(matches!(error, ReplicationError::Shutdown(_)), "{error}");
 }
 
-/// Forwards to `server` until `cut` is set, then keeps both connections open and forwards nothing.
-async fn proxy(server: SocketAddr, cut: Arc<AtomicBool>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (mut client_read, mut client_write) = client.into_split();
-            let (mut server_read, mut server_write) = TcpStream::connect(server).await.unwrap().into_split();
-            let (up, down) = (Arc::clone(&cut), Arc::clone(&cut));
-            tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while let Ok(length @ 1..) = client_read.read(&mut buffer).await {
-                    if !up.load(Ordering::Acquire) && server_write.write_all(&buffer[..length]).await.is_err()
-                    {
-                        break;
-                    }
-                }
-            });
-            tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
-                    if !down.load(Ordering::Acquire)
-                        && client_write.write_all(&buffer[..length]).await.is_err()
-                    {
-                        break;
-                    }
-                }
-                std::future::pending::<()>().await;
-            });
-        }
-    });
-    address
-}
-
 #[tokio::test]
 async fn a_link_that_fell_silent_is_noticed() {
     let server = tls_server("host all,replication all all trust");
-    let cut = Arc::new(AtomicBool::new(false));
-    let address = proxy(SocketAddr::from(([127, 0, 0, 1], server.port)), Arc::clone(&cut)).await;
+    let proxy = Proxy::start(server.port).await;
     let ca = server.directory.join("ca.crt");
     let words = |ca: &Path| {
         format!(
             "host=localhost hostaddr=127.0.0.1 port={} user=postgres dbname=postgres sslmode=verify-full sslrootcert={}",
-            address.port(),
+            proxy.address.port(),
             ca.display()
         )
     };
@@ -522,7 +487,7 @@ async fn a_link_that_fell_silent_is_noticed() {
     let mut stream = start_stream(&target(&words(&ca)), lease).await;
     server.sql("SELECT pg_logical_emit_message(true, 't', 'hello')");
     assert_eq!(next_message(&mut stream).await, b"hello");
-    cut.store(true, Ordering::Release);
+    proxy.blackhole();
     let error = loop {
         if let Err(error) = tokio::time::timeout(LONG, stream.next()).await.unwrap() {
             break error;

@@ -49,9 +49,36 @@ impl Server {
         tokio::task::spawn_blocking(move || server.restart(StopMode::Fast).unwrap()).await.unwrap();
     }
 
-    /// Stops the server as `pg_ctl stop -m fast` does, and says whether it stopped.
-    pub(crate) async fn stop(self) -> bool {
-        tokio::task::spawn_blocking(move || self.server.stop(StopMode::Fast).is_ok()).await.unwrap()
+    /// With these settings, and everybody trusted.
+    pub(crate) async fn tuned(settings: &[(&str, &str)]) -> Self {
+        let set = |options: Options, (name, value): &(&str, &str)| options.set(name, value);
+        let options = settings.iter().fold(Options::for_tests(), set);
+        let started = tokio::task::spawn_blocking(move || Throwaway::start(&options).unwrap());
+        let server = Arc::new(started.await.unwrap());
+        Self { directory: server.data_dir(), port: server.port(), server }
+    }
+
+    /// Stops the server as `pg_ctl stop -m fast` does, and says how long that took.
+    pub(crate) async fn stop(&self) -> Duration {
+        let server = Arc::clone(&self.server);
+        let stop = move || {
+            let start = Instant::now();
+            server.stop(StopMode::Fast).unwrap();
+            start.elapsed()
+        };
+        tokio::task::spawn_blocking(stop).await.unwrap()
+    }
+
+    /// Starts it again, on the same data and port.
+    pub(crate) async fn start_again(&self) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.start_again().unwrap()).await.unwrap();
+    }
+
+    /// Creates a database and says where it is.
+    pub(crate) async fn create_database(&self, name: &str) -> String {
+        let (server, name) = (Arc::clone(&self.server), name.to_owned());
+        tokio::task::spawn_blocking(move || server.create_database(&name).unwrap()).await.unwrap()
     }
 
     /// Makes a file in the server's directory, readable by the server alone.

@@ -38,7 +38,8 @@ pub async fn read(
 /// # Errors
 /// The catalog cannot be read.
 pub async fn read_tables(client: &Client, tables: &[Arc<str>]) -> Result<Vec<TableFacts>, SourceError> {
-    let read = facts(client, tables, "").await.map_err(|failure| failure.into_error(false))?;
+    let read =
+        facts(client, tables, "").await.map_err(|failure| failure.into_error(false, &Config::default()))?;
     Ok(read.into_iter().map(|facts| TableFacts { published: None, ..facts }).collect())
 }
 

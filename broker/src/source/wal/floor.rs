@@ -94,7 +94,8 @@ impl Floor {
         let (lsn, last) = (PgLsn::from(target), pace.last_restarts.map(PgLsn::from));
         let parameters: [&(dyn ToSql + Sync); 7] =
             [&self.live, &self.walsender, &lsn, &self.slot, &rested, &last[0], &last[1]];
-        let Some(row) = session.query_opt(ADVANCE, &parameters).await.map_err(|error| describe(&error))? else {
+        let Some(row) = session.query_opt(ADVANCE, &parameters).await.map_err(|error| describe(&error))?
+        else {
             return Ok(());
         };
         let lsn = |column: usize| row.try_get::<_, Option<PgLsn>>(column).map_err(|error| describe(&error));

@@ -1,0 +1,58 @@
+//! `/readyz` is green when clients are served as promised, and at no other time; `/livez` always.
+
+use walcast::node::Node;
+
+use crate::broker::{Broker, config, connect, prepare, run, until, value_of};
+use crate::plain::get;
+use crate::server;
+
+#[tokio::test]
+async fn a_broker_without_a_server_is_live_but_not_ready() {
+    // A port that nothing listens on, for the socket is bound but does not.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    drop(socket);
+    let node =
+        Node::start(config(&format!("postgres://postgres@127.0.0.1:{port}/none"), "none", "")).await.unwrap();
+    assert!(node.problems().contains("state: "), "the stream alone does not make it ready");
+    let admin = node.admin.to_string();
+    until("the reason is told", async || {
+        let (status, body) = get(&admin, "/readyz").await;
+        assert_eq!(status, 503, "{body}");
+        body.contains("\"stream\":") && body.contains(&port.to_string())
+    })
+    .await;
+    assert_eq!(get(&admin, "/livez").await.0, 200);
+    assert_eq!(get(&node.http.to_string(), "/v1/events?topic=t").await.0, 503);
+    node.join(std::future::ready(())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broker_is_not_ready_before_it_knows_all_values() {
+    let name = "readiness_seeding";
+    server::create(name).await;
+    let url = server::url(name).await;
+    let rule = "[[table]]\nname = 'public.t'\ntopic = 't/{id}'\nstate = true";
+    let config =
+        prepare(&url, name, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", rule).await;
+    let locker = connect(&url).await;
+    run(&locker, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await;
+    let node = Node::start(config.clone()).await.unwrap();
+    let admin = node.admin.to_string();
+    let reading = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+    until("the reading waits", async || {
+        assert_eq!(get(&admin, "/readyz").await.0, 503);
+        value_of(&locker, reading).await == "1"
+    })
+    .await;
+    let (status, body) = get(&admin, "/readyz").await;
+    assert!(status == 503 && body.contains("reading current values"), "{body}");
+    assert_eq!(get(&admin, "/livez").await.0, 200);
+    run(&locker, "COMMIT").await;
+    until("it is ready", async || get(&admin, "/readyz").await.0 == 200).await;
+    assert_eq!(get(&node.http.to_string(), "/v1/state/t/1").await.0, 200);
+    node.join(std::future::ready(())).await.unwrap();
+    // Draining let go of everything.
+    let broker = Broker::on(name, config, locker).await;
+    assert_eq!(broker.readiness().await.0, 200);
+}

@@ -1,0 +1,185 @@
+//! SIGHUP: rules change while everything flows, or stay as they are and say why.
+
+use std::time::Duration;
+
+use serde_json::json;
+use walcast::config::Config;
+use walcast_client::{After, EventsRequest, Transport};
+
+use crate::broker::{Broker, Follower, connect, patterns, prepare, run, until, value_of};
+use crate::plain::get;
+use crate::server;
+use crate::serving::{self, Process};
+
+const TABLES: &str =
+    "CREATE TABLE a (id int PRIMARY KEY, data text); CREATE TABLE b (id int PRIMARY KEY, data text);
+                      CREATE TABLE c (id int PRIMARY KEY, data text)";
+const A: &str = "[[table]]\nname = 'public.a'\ntopic = 'a/{id}'\n";
+const B: &str = "[[table]]\nname = 'public.b'\ntopic = 'b/{id}'\n";
+const B_STATE: &str = "[[table]]\nname = 'public.b'\ntopic = 'b/{id}'\nstate = true\n";
+
+async fn state(process: &Process, topic: &str) -> u16 {
+    get(&process.http, &format!("/v1/state/{topic}")).await.0
+}
+
+#[tokio::test]
+async fn rules_are_read_again() {
+    let name = "reload_rules";
+    server::create(name).await;
+    let url = server::url(name).await;
+    prepare(&url, name, TABLES, &format!("{A}{B}")).await;
+    let sql = connect(&url).await;
+    run(&sql, "INSERT INTO b SELECT n, 'old' FROM generate_series(1, 3000) n").await;
+    let text = |rules: &str| serving::file(&url, name, "lease = '1s'", rules);
+    let process = Process::start(name, &text(A)).await;
+    process.ready().await;
+    let mut now = EventsRequest::new(patterns(&["**"])).after(After::Now);
+    now.wait = Some(Duration::ZERO);
+    let cursor = process.client.poll(&now).await.unwrap().cursor;
+    let request = EventsRequest::new(patterns(&["**"])).after(After::Cursor(cursor));
+    let mut all = Follower(process.client.open(Transport::WebSocket, request).await.unwrap());
+    run(&sql, "INSERT INTO a VALUES (1, 'x'); INSERT INTO b VALUES (-1, 'unseen')").await;
+    assert_eq!(all.next().await.topic.as_str(), "a/1");
+
+    // What is wrong changes nothing, and is told until it is put right.
+    let wrong = [
+        "[[table]\n".to_owned(),
+        "[[table]]\nname = 'public.absent'\ntopic = 'x'\n".to_owned(),
+        format!("{A}[[table]]\nname = 'public.c'\ntopic = 'c/{{id}}'\n"), // not in the publication
+        format!("{A}{}", A.replace("a/", "b/")),
+    ];
+    for rules in wrong {
+        process.rewrite(&text(A));
+        process.signal("HUP");
+        until("the rules are well", async || !process.readiness().await.1.contains("\"rules\"")).await;
+        process.rewrite(&text(&rules));
+        process.signal("HUP");
+        until("the refusal is told", async || {
+            let (status, body) = process.readiness().await;
+            assert_eq!(status, 200, "{body}");
+            body.contains("\"rules\":\"the new rules were not taken")
+        })
+        .await;
+    }
+    run(&sql, "INSERT INTO a VALUES (2, 'x')").await;
+    assert_eq!(all.next().await.topic.as_str(), "a/2");
+
+    // Another template, and a new rule: as soon as one speaks, so does the other.
+    process.rewrite(&text(&format!("{}{B}", A.replace("a/", "new/"))));
+    process.signal("HUP");
+    let mut id = 10;
+    loop {
+        id += 1;
+        run(&sql, &format!("INSERT INTO a VALUES ({id}, 'x')")).await;
+        if all.next().await.topic.as_str() == format!("new/{id}") {
+            break;
+        }
+    }
+    assert_eq!(process.readiness().await.0, 200);
+    run(&sql, "UPDATE b SET data = 'y' WHERE id = -1").await;
+    assert_eq!(all.next().await.topic.as_str(), "b/-1");
+    assert_eq!(state(&process, "b/7").await, 404);
+
+    // A rule that keeps values: what the table held before is there, and what changes meanwhile is, too.
+    let writing = tokio::spawn({
+        let sql = connect(&url).await;
+        async move {
+            for id in 1..=300 {
+                run(
+                    &sql,
+                    &format!(
+                        "UPDATE b SET data = 'new' WHERE id = {id}; DELETE FROM b WHERE id = {id} + 1000"
+                    ),
+                )
+                .await;
+            }
+        }
+    });
+    process.rewrite(&text(&format!("{A}{B_STATE}")));
+    process.signal("HUP");
+    until("values are kept", async || state(&process, "b/3000").await == 200).await;
+    writing.await.unwrap();
+    run(&sql, "SELECT walcast.publish('mark', 'null')").await;
+    while all.next().await.topic.as_str() != "mark" {}
+    process.ready().await;
+    let request = EventsRequest::new(patterns(&["b/*"]));
+    let found = process.client.poll(&request).await.unwrap();
+    let mut found: Vec<serde_json::Value> =
+        found.events.iter().map(|event| serde_json::from_str(event.data.get()).unwrap()).collect();
+    found.sort_by_key(|row| row["id"].as_i64());
+    let table = value_of(&sql, "SELECT json_agg(b ORDER BY id) FROM b").await;
+    assert_eq!(json!(found), serde_json::from_str::<serde_json::Value>(&table).unwrap());
+
+    // The rule goes, and its values with it.
+    process.rewrite(&text(A));
+    process.signal("HUP");
+    until("they are forgotten", async || state(&process, "b/7").await == 404).await;
+    until("readiness comes back", async || process.readiness().await.0 == 200).await;
+}
+
+/// A reading that breaks off with the stream is made up for when the stream is back.
+#[tokio::test]
+async fn values_that_could_not_be_read_are_read_later() {
+    let name = "reload_interrupted";
+    let quick = |config: &mut Config| config.source.shutdown_pause = Duration::from_millis(50);
+    let broker = Broker::start_with(name, TABLES, A, quick).await;
+    broker.run(&format!("INSERT INTO b VALUES (1, 'x'); ALTER PUBLICATION {name} ADD TABLE b")).await;
+    let rules = |text: &str| crate::broker::config("", name, text).table;
+    let reloader = broker.node().reloader();
+
+    // The table is locked, so that the reading is under way for as long as the test wants.
+    let locker = broker.session().await;
+    run(&locker, "BEGIN; LOCK TABLE b IN ACCESS EXCLUSIVE MODE").await;
+    reloader.reload(&rules(&format!("{A}{B_STATE}"))).await.unwrap();
+    let reading = "SELECT count(*) FROM pg_locks WHERE relation = 'b'::regclass AND NOT granted";
+    until("the reading waits", async || value_of(&locker, reading).await == "1").await;
+    let mut follower = broker.follow(Transport::WebSocket, &["a/*"]).await;
+    broker.run("INSERT INTO a VALUES (1, 'x')").await;
+    assert_eq!(follower.next().await.topic.as_str(), "a/1", "others do not wait for it");
+    let (status, body) = broker.readiness().await;
+    assert_eq!(status, 503, "{body}");
+    let kill = "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE database = current_database() AND active";
+    assert_eq!(value_of(&locker, kill).await, "1");
+    until("the stream is down", async || !broker.node().problems().is_empty()).await;
+    run(&locker, "COMMIT").await;
+    broker.ready().await;
+    let values = broker.poll(&["b/1"], After::Current).await;
+    assert_eq!(values.len(), 1);
+}
+
+/// Values that may not be read do not stop what needs none.
+#[tokio::test]
+async fn a_table_that_may_not_be_read_stops_nobody_else() {
+    let name = "reload_denied";
+    server::create(name).await;
+    let url = server::url(name).await;
+    let config = prepare(&url, name, TABLES, &format!("{A}{B}")).await;
+    let sql = connect(&url).await;
+    run(
+        &sql,
+        &format!(
+            "CREATE ROLE {name} LOGIN REPLICATION; GRANT USAGE ON SCHEMA walcast TO {name};
+        GRANT ALL ON ALL TABLES IN SCHEMA walcast TO {name}; INSERT INTO b VALUES (1, 'x')"
+        ),
+    )
+    .await;
+    let mut config = config;
+    config.postgres.url = Some(url.replace("postgres@", &format!("{name}@")).as_str().into());
+    config.table = crate::broker::config("", name, A).table;
+    let broker = Broker::on(name, config, sql).await;
+    let mut follower = broker.follow(Transport::WebSocket, &["a/*"]).await;
+    let rules = crate::broker::config("", name, &format!("{A}{B_STATE}")).table;
+    if let Err(error) = broker.node().reloader().reload(&rules).await {
+        // Refusing at once is as good.
+        assert!(error.to_string().contains("GRANT SELECT"), "{error}");
+    } else {
+        until("it is told", async || broker.node().problems().contains("GRANT SELECT ON public.b")).await;
+        assert_eq!(broker.readiness().await.0, 503);
+    }
+    broker.run("INSERT INTO a VALUES (1, 'x')").await;
+    assert_eq!(follower.next().await.topic.as_str(), "a/1");
+    broker.run(&format!("GRANT SELECT ON b TO {name}")).await;
+    broker.node().reloader().reload(&rules).await.unwrap();
+    broker.ready().await;
+    assert_eq!(broker.poll(&["b/1"], After::Current).await.len(), 1);
+}

@@ -1,0 +1,51 @@
+//! The broker does not make the server keep WAL: both slots follow what is written, whoever writes it.
+
+use std::time::{Duration, Instant};
+
+use crate::broker::{Broker, until, value_of};
+use crate::support::Server;
+
+const RETAINED: &str = "SELECT (pg_current_wal_lsn() - min(restart_lsn))::int8 FROM pg_replication_slots";
+
+#[tokio::test]
+async fn writes_to_other_tables_leave_no_wal_behind() {
+    let server = Server::tuned(&[("max_wal_size", "4GB"), ("autovacuum", "off")]).await;
+    let ddl = "CREATE TABLE watched (id int PRIMARY KEY);
+               CREATE TABLE other (filler text); ALTER TABLE other ALTER filler SET STORAGE PLAIN";
+    let rule = "[[table]]\nname = 'public.watched'\ntopic = 'watched'";
+    let broker = Broker::start_at(&server, "retention", ddl, rule, |_| ()).await;
+    let start = value_of(&broker.sql, "SELECT pg_current_wal_lsn() - '0/0'").await;
+    for _ in 0..8 {
+        broker.run("INSERT INTO other SELECT repeat('x', 8000) FROM generate_series(1, 16000)").await;
+    }
+    let written =
+        value_of(&broker.sql, &format!("SELECT (pg_current_wal_lsn() - '0/0' - {start})::int8")).await;
+    assert!(written.parse::<u64>().unwrap() > 1_000_000_000, "{written}");
+    let end = Instant::now();
+    let before = value_of(&broker.sql, RETAINED).await;
+    until("the slots follow", async || {
+        value_of(&broker.sql, RETAINED).await.parse::<u64>().unwrap() < 64 << 20
+    })
+    .await;
+    println!("retained {before} of {written} bytes; under 64 MB after {:?}", end.elapsed());
+    assert!(end.elapsed() < Duration::from_secs(30), "{:?}", end.elapsed());
+}
+
+#[tokio::test]
+async fn both_slots_follow_an_idle_server() {
+    let server = Server::tuned(&[]).await;
+    let broker = Broker::start_at(&server, "idle", "", "", |config| {
+        config.source.lease = Duration::from_secs(1);
+    })
+    .await;
+    for _ in 0..3 {
+        broker.run("CREATE TABLE IF NOT EXISTS t (id int); INSERT INTO t VALUES (1)").await;
+        let lsn = value_of(&broker.sql, "SELECT pg_current_wal_lsn()").await;
+        let behind = format!("SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn < '{lsn}'");
+        until("both slots follow", async || value_of(&broker.sql, &behind).await == "0").await;
+        assert_eq!(value_of(&broker.sql, "SELECT count(*) FROM pg_replication_slots").await, "2");
+    }
+    // Signs of life are no events.
+    let status = broker.metric("walcast_history_events").await;
+    assert_eq!(status, 0.0);
+}
