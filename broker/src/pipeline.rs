@@ -194,6 +194,7 @@ struct Assembly {
     head: Position,
     /// Whole transactions, and parts of those that are too large to be held.
     ready: Vec<Entry>,
+    ready_bytes: usize,
     /// What `ready` is everything of, if it is more than `head`.
     upto: Option<Position>,
     /// The transaction whose parts are arriving.
@@ -216,6 +217,7 @@ impl Assembly {
             epoch: Epoch::default(),
             head: Position::ZERO,
             ready: Vec::new(),
+            ready_bytes: 0,
             upto: None,
             open: None,
             end: None,
@@ -225,6 +227,7 @@ impl Assembly {
     /// The stream broke off: what was not published will come again.
     fn interrupt(&mut self) {
         self.ready.clear();
+        self.ready_bytes = 0;
         (self.upto, self.open, self.end) = (None, None, None);
     }
 
@@ -239,6 +242,7 @@ impl Assembly {
 
     fn full(&self) -> bool {
         self.ready.len() >= self.config.batch_events_max
+            || self.ready_bytes >= self.config.atomic_bytes_max
             || (self.upto.is_some() && self.open.as_ref().is_some_and(|open| open.partial))
     }
 
@@ -270,6 +274,7 @@ impl Assembly {
             }
         }
         if let Some(end) = part.end {
+            self.ready_bytes += open.bytes;
             self.ready.append(&mut open.entries);
             self.open = None;
             (self.upto, self.end) = (Some(Position::before(end)), Some(end));
@@ -282,6 +287,7 @@ impl Assembly {
             return None;
         }
         let upto = self.upto.take().unwrap_or(self.head).max(self.head);
+        self.ready_bytes = 0;
         let entries = std::mem::take(&mut self.ready).into();
         Some(Batch { epoch: self.epoch, after: self.head, upto, entries, note })
     }

@@ -8,8 +8,8 @@ use tokio::sync::Notify;
 use super::{Backbone, BackboneError};
 use crate::event::Batch;
 
-/// Batches that wait for ingestion; a batch holds at most one run of a transaction, so this also bounds memory.
-const BATCHES_MAX: usize = 16;
+/// Batches that wait for ingestion. A batch is bounded in events and bytes, so this also bounds memory.
+const BATCHES_MAX: usize = 4;
 
 /// Carries batches from the publish loop to the ingest loop of one process.
 #[derive(Debug, Default)]

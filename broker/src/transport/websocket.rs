@@ -400,6 +400,18 @@ impl Socket {
         for session in &mut self.sessions {
             session.remove(topics);
         }
+        let (mut index, confirmed) = (0, self.sessions.len() - self.unconfirmed);
+        let mut unconfirmed = self.unconfirmed;
+        // What follows nothing any more has no place; the first holds the connection's.
+        self.sessions.retain(|session| {
+            let keep = index == 0 || !session.topics().is_empty();
+            if !keep && index >= confirmed {
+                unconfirmed -= 1;
+            }
+            index += 1;
+            keep
+        });
+        self.unconfirmed = unconfirmed;
         self.subscribed().await
     }
 

@@ -4,22 +4,22 @@
 //! - [`connect`]: copies the slot, names the number line, starts; `replication` speaks the protocol
 //! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
 //! - [`gate`]: only what others can see is yielded
-//! - [`seed`]: current values of state tables, beside the stream
+//! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
 //! - [`floor`]: moves the persistent slot up behind what is acknowledged
 //!
 //! The live slot is acknowledged promptly, always: a server cannot stop while a walsender's client holds its
 //! flush position back.
 
-use std::num::NonZeroU64;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Epoch;
 
 use super::{Source, SourceError};
-use crate::event::{Changes, Commit, SeedEnd};
+use crate::event::{Changes, Commit};
 use crate::health::{Health, Part};
 use crate::postgres::{Closed, Companion, Session, SessionState, Target, describe};
 use crate::router::TableRule;
@@ -35,6 +35,7 @@ mod gate;
 pub mod pgoutput;
 pub mod replication;
 pub mod seed;
+mod seeding;
 pub mod types;
 
 pub use config::{Config, Delivery};
@@ -44,9 +45,10 @@ use connect::{Connected, Failure, Kind};
 use floor::Floor;
 use gate::Gate;
 use replication::{Frame, Stream};
+use seeding::{Seeding, next_piece};
 
-/// Pieces of a seed that may wait.
-const SEED_PIECES: usize = 4;
+/// Transactions that are remembered because they may not be visible yet.
+const YIELDED_MAX: usize = 4096;
 /// After silence the stream is connected again; each time that brings nothing the tolerance doubles, so often.
 const SILENCE_DOUBLINGS_MAX: u32 = 4;
 /// One attempt to connect may take so long, all hosts and all questions included.
@@ -78,6 +80,8 @@ pub struct Wal {
     silences: u32,
     /// Since when the lease is somebody else's.
     held_since: Option<Instant>,
+    /// Without a gate: the newest transactions yielded, which others may not see yet.
+    yielded: VecDeque<u32>,
 }
 
 /// A running stream and what belongs to it.
@@ -88,7 +92,7 @@ struct Live {
     /// Begun, not yet known to be visible.
     waiting: Option<Arc<Commit>>,
     seeding: Option<Seeding>,
-    ready: std::collections::VecDeque<Changes>,
+    ready: VecDeque<Changes>,
     acknowledged: watch::Sender<u64>,
     companion: watch::Receiver<SessionState>,
     gate_session: Option<Arc<Session>>,
@@ -99,16 +103,6 @@ impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Live").field("waiting", &self.waiting).finish_non_exhaustive()
     }
-}
-
-/// A seeding under way.
-struct Seeding {
-    pieces: mpsc::Receiver<Changes>,
-    task: AbortOnDropHandle<Result<(), Failure>>,
-    /// Its begin was yielded; until then the stream is not read on.
-    begun: bool,
-    tables: Vec<TableRule>,
-    forget: Vec<Arc<str>>,
 }
 
 impl Wal {
@@ -130,6 +124,7 @@ impl Wal {
             begun: false,
             silences: 0,
             held_since: None,
+            yielded: VecDeque::new(),
         }
     }
 
@@ -154,6 +149,17 @@ impl Wal {
         };
         let mut companion = self.companion.watch();
         companion.mark_unchanged();
+        if let Some((epoch, upto)) = self.line
+            && epoch == start.epoch
+            && start.replay_until < upto
+        {
+            return Err(Failure::needs_operator(format!(
+                "the server's log ends at {}, but {} was read already: was the server restored from a backup? Run \
+                 `walcast teardown`, then `walcast setup`; clients are told to start anew",
+                walcast_wire::Position::before(start.replay_until),
+                walcast_wire::Position::before(upto)
+            )));
+        }
         // Another number line, or a part of this one that was never seen: all values are read anew.
         if self.line.is_none_or(|(epoch, upto)| epoch != start.epoch || start.from > upto) {
             (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
@@ -177,78 +183,6 @@ impl Wal {
             companion,
             _floor: floor.spawn(),
         })
-    }
-
-    /// Starts a seeding if one is due and none runs.
-    fn start_seeding(&mut self) {
-        let Some(live) = &mut self.live else { return };
-        if live.seeding.is_some() || self.reread_after.is_some_and(|after| Instant::now() < after) {
-            return;
-        }
-        self.reread_after = None;
-        let (tables, forget) = if self.seeded {
-            (std::mem::take(&mut self.reread), std::mem::take(&mut self.forget))
-        } else {
-            // Reading everything covers whatever the rules changed meanwhile.
-            self.reread.clear();
-            self.forget.clear();
-            (self.tables.clone(), Vec::new())
-        };
-        if tables.is_empty() && forget.is_empty() {
-            if !self.seeded {
-                (self.seeded, self.begun) = (true, true);
-                live.ready.push_back(Changes::SeedBegin(Arc::from([])));
-                live.ready.push_back(Changes::SeedEnd(SeedEnd { snapshot: Arc::default(), settle: 0 }));
-            }
-            return;
-        }
-        let wanted: Vec<_> = tables.iter().cloned().map(seed::SeedTable::from).collect();
-        let forgotten = forget.clone();
-        let (sender, pieces) = mpsc::channel(SEED_PIECES);
-        let bytes_per_second = NonZeroU64::new(self.config.seed_bytes_per_second).unwrap_or(NonZeroU64::MIN);
-        let (companion, config) = (Arc::clone(&self.companion), seed::Config { bytes_per_second });
-        let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut session = companion.lock().await?;
-            seed::seed(&mut session, &wanted, &forgotten, &config, &sender).await.map_err(|error| {
-                if error.is_permanent() {
-                    Failure::needs_operator(error.to_string())
-                } else {
-                    Failure::again(error.to_string())
-                }
-            })
-        }));
-        live.seeding = Some(Seeding { pieces, task, begun: false, tables, forget });
-    }
-
-    /// A reading broke off: what it was to read is due again, unless the rules have since said otherwise.
-    fn take_back(&mut self, seeding: Seeding) {
-        if !self.seeded {
-            return; // All is read anew.
-        }
-        let Seeding { tables, forget, .. } = seeding;
-        let due = |this: &Self, name: &Arc<str>| {
-            this.forget.contains(name) || this.reread.iter().any(|table| table.name == *name)
-        };
-        for table in tables {
-            if !due(self, &table.name) {
-                self.reread.push(table);
-            }
-        }
-        for name in forget {
-            if !due(self, &name) {
-                self.forget.push(name);
-            }
-        }
-    }
-
-    /// Values could not be read while the stream runs: it goes on, for others wait for it.
-    fn postpone_seeding(&mut self, failure: &Failure) {
-        if let Some(seeding) = self.live.as_mut().and_then(|live| live.seeding.take()) {
-            self.take_back(seeding);
-        }
-        tracing::warn!("current values cannot be read, trying again: {}", failure.message);
-        self.health.unwell(Part::Seed, failure.message.clone());
-        self.reread_after = Some(Instant::now() + SEED_PAUSE);
     }
 
     /// One step on; `None`: nothing to yield yet. Cancel safe: what is under way is kept in `self`.
@@ -302,6 +236,11 @@ impl Wal {
             }
             Some(Changes::Transaction(part)) => {
                 self.silences = 0;
+                if self.config.delivery == Delivery::Fast {
+                    // More than can be between flush and visibility, for each holds a connection.
+                    self.yielded.truncate(YIELDED_MAX - 1);
+                    self.yielded.push_front(part.commit.xid);
+                }
                 if let (Some((_, upto)), Some(end)) = (&mut self.line, part.end) {
                     *upto = end;
                 }
@@ -327,6 +266,9 @@ impl Wal {
             if let Some(seeding) = live.seeding.take() {
                 self.take_back(seeding);
             }
+        }
+        if failure.kind != Kind::Held {
+            self.held_since = None;
         }
         match failure.kind {
             Kind::Silent => {
@@ -392,24 +334,6 @@ impl Failure {
     }
 }
 
-/// The next piece of the seeding, if one runs. Its end without [`Changes::SeedEnd`] is a failure.
-async fn next_piece(seeding: &mut Option<Seeding>) -> Result<Option<Changes>, Failure> {
-    let Some(running) = seeding else { return std::future::pending().await };
-    match running.pieces.recv().await {
-        Some(piece) => {
-            running.begun = true;
-            Ok(Some(piece))
-        }
-        None => {
-            let result = (&mut running.task).await;
-            Err(match result {
-                Ok(Err(failure)) => failure,
-                _ => Failure::again("reading current values ended early"),
-            })
-        }
-    }
-}
-
 /// The next changes of the stream that others can see.
 async fn live_step(
     stream: &mut Stream,
@@ -424,8 +348,11 @@ async fn live_step(
         }
         *waiting = None;
         if !assembler.unknown_types().is_empty() {
-            let session = companion.lock().await?;
-            let answer = types::look_up(&session, assembler.unknown_types()).await;
+            // The gate has nothing to do now, while the companion may be reading a large table.
+            let answer = match gate {
+                Some(gate) => types::look_up(&gate.session(), assembler.unknown_types()).await,
+                None => types::look_up(&*companion.lock().await?, assembler.unknown_types()).await,
+            };
             let answer = answer.map_err(|error| {
                 Failure::again(format!("reading the catalog of types: {}", describe(&error)))
             })?;
@@ -464,28 +391,12 @@ impl Source for Wal {
     }
 
     fn keep_values_of(&mut self, all: Vec<TableRule>, changed: Vec<Arc<str>>) {
-        for name in changed {
-            self.reread.retain(|table| table.name != name);
-            self.forget.retain(|forgotten| *forgotten != name);
-            match all.iter().find(|table| table.name == name) {
-                Some(table) => self.reread.push(table.clone()),
-                None => self.forget.push(name),
-            }
-        }
-        (self.tables, self.reread_after) = (all, None);
-        self.health.well(Part::Seed);
+        self.rules_changed(all, changed);
     }
 
     async fn close(&mut self) {
         if let Some(live) = self.live.take() {
             live.stream.close().await;
         }
-    }
-}
-
-impl From<TableRule> for seed::SeedTable {
-    fn from(table: TableRule) -> Self {
-        let names = |columns: Vec<Arc<str>>| columns.iter().map(|name| name.to_string()).collect();
-        Self { name: table.name, columns: table.columns.map(names) }
     }
 }

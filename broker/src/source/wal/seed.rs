@@ -21,7 +21,9 @@ use tokio::sync::mpsc::{self, error::SendError};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, IsolationLevel, SimpleQueryMessage, SimpleQueryRow, Transaction};
+use tokio_postgres::{
+    Client, GenericClient, IsolationLevel, SimpleQueryMessage, SimpleQueryRow, Transaction,
+};
 
 use super::types::{self, TypeMap};
 use crate::event::{Cell, Changes, Column, Relation, Row, SeedEnd, SeedRows, Snapshot};
@@ -29,8 +31,10 @@ use crate::postgres::{RENDERING, describe};
 use crate::value::ValueKind;
 
 /// How fast to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Transactions that were yielded before others could see them: the snapshot waits until it contains them.
+    pub yielded: Vec<u32>,
     /// Text of values per second, averaged over the run; keeps a large table from crowding out the
     /// application's reads.
     pub bytes_per_second: NonZeroU64,
@@ -38,7 +42,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { bytes_per_second: NonZeroU64::MIN.saturating_add((64 << 20) - 1) }
+        Self { yielded: Vec::new(), bytes_per_second: NonZeroU64::MIN.saturating_add((64 << 20) - 1) }
     }
 }
 
@@ -174,6 +178,7 @@ async fn run(
     // All permits are free only once it was received.
     drop(out.reserve_many(out.max_capacity()).await.map_err(unwanted)?);
 
+    wait_until_visible(client, &config.yielded).await?;
     let builder = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
     let transaction = builder.read_only(true).start().await?;
     transaction.batch_execute(&settings()).await?;
@@ -182,9 +187,7 @@ async fn run(
         let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", table.from);
         transaction.batch_execute(&sql).await.map_err(|error| SeedError::of_table(&table.name, error))?;
     }
-    let row = transaction.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
-    let snapshot: String = row.try_get(0)?;
-    let snapshot = Arc::new(Snapshot::parse(&snapshot).ok_or(SeedError::Snapshot(snapshot))?);
+    let snapshot = Arc::new(current_snapshot(&transaction).await?);
 
     let mut reader = Reader {
         transaction: &transaction,
@@ -198,10 +201,42 @@ async fn run(
     }
     transaction.commit().await?;
 
-    let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[]).await?;
-    let settle: PgLsn = row.try_get(0)?;
-    let end = SeedEnd { snapshot, settle: settle.into() };
-    out.send(Changes::SeedEnd(end)).await.map_err(unwanted)
+    const SETTLE: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_size_bytes(
+        pg_catalog.current_setting('wal_segment_size'))";
+    let row = client.query_one(SETTLE, &[]).await?;
+    let (settle, segment_bytes): (PgLsn, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let settle = end_of_records(settle.into(), segment_bytes.unsigned_abs());
+    out.send(Changes::SeedEnd(SeedEnd { snapshot, settle })).await.map_err(unwanted)
+}
+
+async fn wait_until_visible(client: &Client, yielded: &[u32]) -> Result<(), SeedError> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    if yielded.is_empty() {
+        return Ok(());
+    }
+    loop {
+        let snapshot = current_snapshot(client).await?;
+        if yielded.iter().all(|xid| snapshot.contains(*xid)) {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn current_snapshot(client: &impl GenericClient) -> Result<Snapshot, SeedError> {
+    let row = client.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
+    let snapshot: String = row.try_get(0)?;
+    Snapshot::parse(&snapshot).ok_or(SeedError::Snapshot(snapshot))
+}
+
+/// Where the last record before an insert position ends. At the start of a page the two differ by the
+/// page's header, of 24 bytes, or 40 in a segment's first page (`SizeOfXLogShortPHD` and
+/// `SizeOfXLogLongPHD` in `xlog_internal.h`); on an idle server the stream would never come that far.
+fn end_of_records(insert: u64, segment_bytes: u64) -> u64 {
+    const PAGE_BYTES: u64 = 8192;
+    let first_page = insert.checked_rem(segment_bytes).is_some_and(|offset| offset < PAGE_BYTES);
+    let header = if first_page { 40 } else { 24 };
+    if insert % PAGE_BYTES == header { insert - header } else { insert }
 }
 
 /// The transaction's own settings; the server's defaults may be hostile to a long read.
@@ -398,6 +433,17 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_records_lies_before_a_page_header() {
+        const SEGMENT: u64 = 16 << 20;
+        let check = |insert: u64, expected: u64| assert_eq!(end_of_records(insert, SEGMENT), expected);
+        check(0x300_0028, 0x300_0000);
+        check(0x300_2018, 0x300_2000);
+        check(0x300_2028, 0x300_2028);
+        check(0x300_0018, 0x300_0018);
+        check(0x300_2020, 0x300_2020);
+    }
 
     #[test]
     fn reading_is_paced() {
