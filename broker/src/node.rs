@@ -115,8 +115,6 @@ impl Node {
         let target = config.postgres.target(|name| std::env::var(name).ok())?;
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
         let health = Arc::new(Health::new(config.source.lease * 2));
-        // Until the first batch says otherwise; the stream moves a moment before it is ingested.
-        health.unwell(Part::State, "nothing has been read from Postgres yet");
         let http = bind("http.listen", config.http.listen).await?;
         let admin = bind("admin.listen", config.admin.listen).await?;
         let parts = Arc::new(Parts {

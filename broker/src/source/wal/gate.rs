@@ -17,7 +17,7 @@ use tokio_postgres::{Error, Statement};
 use super::connect::{Failure, Kind};
 use crate::event::Snapshot;
 use crate::health::{Health, Part};
-use crate::postgres::{ConnectError, Session, Target, is_shutdown};
+use crate::postgres::{ConnectError, Session, Target, describe, is_shutdown};
 
 /// Pause between two looks while a transaction is not visible: first and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -110,7 +110,7 @@ impl Gate {
                     Some(code) if is_shutdown(code) => Kind::Shutdown,
                     _ => Kind::Passing,
                 };
-                return Err(Failure { message: format!("the gate session: {error}"), kind });
+                return Err(Failure { message: format!("the gate session: {}", describe(&error)), kind });
             }
             Err(_) => {
                 let message = format!("the gate session has not answered for {:?}", self.answer_max);
