@@ -22,6 +22,8 @@ pub enum Part {
     Floor,
     /// Rules as loaded last.
     Rules,
+    /// Publication, slot and tables, as the rules need them.
+    Catalog,
     /// The node as a whole: starting, draining.
     Node,
 }
@@ -37,6 +39,7 @@ impl Part {
             Self::Seed => "seed",
             Self::Floor => "floor",
             Self::Rules => "rules",
+            Self::Catalog => "catalog",
             Self::Node => "node",
         }
     }
@@ -79,9 +82,11 @@ impl Health {
         self.inner.lock().unwell.remove(&part);
     }
 
-    /// The part is unwell: what is wrong, and what to do.
-    pub fn unwell(&self, part: Part, reason: impl Into<String>) {
-        self.inner.lock().unwell.insert(part, reason.into());
+    /// The part is unwell: what is wrong, and what to do. Whether that is news.
+    pub fn unwell(&self, part: Part, reason: impl Into<String>) -> bool {
+        let reason = reason.into();
+        let old = self.inner.lock().unwell.insert(part, reason.clone());
+        old.is_none_or(|old| old != reason)
     }
 
     /// The stream gave a sign of life.

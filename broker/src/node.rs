@@ -34,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(7);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Publishes that wait for the companion session.
 const PUBLISHERS_MAX: usize = 256;
+/// Between two looks at what the rules rely on in the database.
+const LOOK: Duration = Duration::from_secs(5);
 /// Pause before Postgres is looked for again at start.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -138,6 +140,7 @@ impl Node {
             async move { Ok(pipeline::ingest(backbone, hub, health).await?) }
         });
         node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
+        node.spawn("monitor", monitor(Arc::clone(&parts)));
         node.spawn("http", {
             let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
             let mut limits = parts.config.http.limits();
@@ -220,8 +223,8 @@ impl Node {
         parts.drain.cancel();
         parts.backbone.close();
         let clients_gone = async {
-            while let Some(Ok((name, _))) = self.tasks.join_next().await {
-                if name == "http" {
+            while let Some(ended) = self.tasks.join_next().await {
+                if matches!(ended, Ok(("http", _))) {
                     break;
                 }
             }
@@ -310,6 +313,31 @@ async fn check(parts: &Parts, router: &Router) -> Result<(), NodeError> {
         errors if errors.is_empty() => Ok(()),
         errors => Err(NodeError::Rules(errors)),
     }
+}
+
+/// Looks again and again whether what the rules rely on is still there. A table that leaves the publication
+/// sends nothing any more, and says nothing about it.
+async fn monitor(parts: Arc<Parts>) -> Result<(), NodeError> {
+    let mut tick = tokio::time::interval(LOOK);
+    while parts.stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if !parts.hub.status().started {
+            continue;
+        }
+        let router = Arc::clone(&parts.rules.borrow());
+        match parts.stop.run_until_cancelled(check(&parts, &router)).await {
+            None => break,
+            Some(Ok(())) => parts.health.well(Part::Catalog),
+            // Out of reach: the stream says so, and better.
+            Some(Err(NodeError::Source(error))) if error.retry != Retry::Never => {}
+            Some(Err(error)) => {
+                let text = error.to_string();
+                if parts.health.unwell(Part::Catalog, text.clone()) {
+                    tracing::error!("events may be missing: {text}");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What needs doing now and then: old events go, also while nothing happens; figures are published.

@@ -71,7 +71,7 @@ impl Encoded {
 }
 
 /// Encodes events of one epoch; remembers the text of the last transaction, since events come in runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Encoder {
     epoch: Epoch,
     commit: Option<Arc<Commit>>,

@@ -24,7 +24,7 @@ use self::encoded::Encoder;
 use self::history::{History, Limits};
 use self::registry::Registry;
 use self::retained::{Retained, Verdict};
-pub use self::subscription::{Delivery, From, Subscription};
+pub use self::subscription::{CurrentValues, Delivery, From, Subscription};
 use crate::event::{Batch, Effect, Entry, Event, Note, State};
 
 /// How much the hub holds.

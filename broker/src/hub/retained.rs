@@ -48,6 +48,8 @@ struct Seeding {
     reading: bool,
     /// Topics and tables cleared since it began, by which transaction.
     cleared: HashMap<Topic, u32>,
+    /// Where rows went whose value was not known when they moved.
+    moved: HashMap<Topic, Topic>,
     cleared_tables: HashMap<Arc<str>, u32>,
 }
 
@@ -58,13 +60,14 @@ impl Seeding {
     }
 }
 
-/// A value that a record of the log took from its topic. If the record then sets one of the same table, the
-/// row has moved.
+/// What a record of the log cleared. If the record then sets a value of the same table, the row has moved.
 #[derive(Debug)]
 struct Left {
     position: Position,
     table: Arc<str>,
-    data: Bytes,
+    topic: Topic,
+    /// `None`: its row is still to be read by the seed.
+    data: Option<Bytes>,
 }
 
 /// Whether an event goes on into history.
@@ -84,6 +87,8 @@ pub(super) struct Retained {
     round: u32,
     settle: Option<Position>,
     settled: bool,
+    /// They settled once: all values are known, though perhaps not exact.
+    known: bool,
 }
 
 impl Retained {
@@ -108,6 +113,7 @@ impl Retained {
             snapshot: None,
             reading: true,
             cleared: HashMap::new(),
+            moved: HashMap::new(),
             cleared_tables: HashMap::new(),
         });
     }
@@ -122,6 +128,12 @@ impl Retained {
             if newer(seeding.cleared_tables.get(&state.table).copied())
                 || newer(seeding.cleared.get(&event.topic).copied())
             {
+                let to = seeding.moved.get(&event.topic);
+                if let Some(value) = to.and_then(|topic| self.values.get_mut(topic)) {
+                    self.bytes -= value.cost_bytes();
+                    merge_unchanged(Arc::make_mut(&mut value.event), &event.data);
+                    self.bytes += value.cost_bytes();
+                }
                 continue;
             }
             // What the stream brought before this seeding is in the snapshot, whatever its id looks like by now.
@@ -169,7 +181,7 @@ impl Retained {
     pub(super) fn reached(&mut self, head: Position) -> bool {
         let settles = !self.settled && self.settle.is_some_and(|settle| head >= settle);
         if settles {
-            self.settled = true;
+            (self.settled, self.known) = (true, true);
             self.seeding = None;
         }
         settles
@@ -194,23 +206,39 @@ impl Retained {
                 _ => seeding.cleared.remove(&event.topic),
             };
         }
+        let reading = self
+            .seeding
+            .as_ref()
+            .is_some_and(|seeding| seeding.reading && seeding.tables.contains(&state.table));
         if state.effect == Effect::Clear {
-            let Some(old) = remove(&mut self.values, &mut self.bytes, &event.topic) else {
-                return if self.settled { Verdict::Drop } else { Verdict::Keep };
-            };
-            self.left =
-                Some(Left { position: event.position, table: old.table, data: old.event.data.clone() });
+            let old = remove(&mut self.values, &mut self.bytes, &event.topic);
+            if old.is_none() && self.settled {
+                return Verdict::Drop;
+            }
+            self.left = Some(Left {
+                position: event.position,
+                table: state.table,
+                topic: event.topic.clone(),
+                data: old.map(|old| old.event.data.clone()),
+            });
             return Verdict::Keep;
         }
         let moved = self.left.take().filter(|it| it.position == event.position && it.table == state.table);
+        if let Some(Left { topic, data: None, .. }) = &moved
+            && let Some(seeding) = self.seeding.as_mut().filter(|_| reading)
+        {
+            seeding.moved.insert(topic.clone(), event.topic.clone());
+        }
+        let moved = moved.and_then(|it| it.data);
         let old = self.values.get(&event.topic);
-        if let Some(known) = moved.as_ref().map(|it| &it.data).or(old.map(|old| &old.event.data)) {
+        if let Some(known) = moved.as_ref().or(old.map(|old| &old.event.data)) {
             merge_unchanged(event, known);
         }
         let whole = event.unchanged.is_empty() && event.omitted.is_empty();
         let same = |old: &Value| whole && event.op == Op::Update && old.event.data == event.data;
         match old {
-            None if self.settled && state.effect == Effect::PutIfPresent => return Verdict::Drop,
+            // Only a seed that is still reading may yet say that the row is a member.
+            None if !reading && state.effect == Effect::PutIfPresent => return Verdict::Drop,
             Some(old) if self.settled && same(old) => return Verdict::Drop,
             _ => {}
         }
@@ -222,7 +250,7 @@ impl Retained {
 
     /// Whether nobody knows which topics a TRUNCATE of the table clears, for its values were never read.
     pub(super) fn blind(&self) -> bool {
-        !self.settled && self.round <= 1
+        !self.known
     }
 
     /// Clears the values of a table; the topics that held one.

@@ -36,9 +36,32 @@ pub enum Delivery {
     Events(Vec<Arc<Encoded>>),
     /// All current values that were asked for and that no event behind [`Subscription::cursor`] tells. Their
     /// own cursors say where they were set; from there one cannot go on.
-    Values(Vec<Arc<Encoded>>),
+    Values(CurrentValues),
     /// Events may be missing before what follows; the subscription goes on from `resume` by itself.
     Reset(Reset),
+}
+
+/// Current values, encoded as they are taken, so that a slow reader holds no more bytes than the hub does.
+#[derive(Clone, Debug)]
+pub struct CurrentValues {
+    encoder: Encoder,
+    values: std::vec::IntoIter<Arc<Event>>,
+}
+
+impl CurrentValues {
+    fn new(epoch: Epoch, mut values: Vec<Arc<Event>>) -> Self {
+        values.sort_unstable_by(|a, b| (a.position, &a.topic).cmp(&(b.position, &b.topic)));
+        values.dedup_by(|a, b| a.topic == b.topic);
+        Self { encoder: Encoder::new(epoch), values: values.into_iter() }
+    }
+}
+
+impl Iterator for CurrentValues {
+    type Item = Arc<Encoded>;
+
+    fn next(&mut self) -> Option<Arc<Encoded>> {
+        self.values.next().map(|value| Arc::new(self.encoder.snapshot(&value)))
+    }
 }
 
 /// A place in the history of some topics.
@@ -61,7 +84,7 @@ pub struct Subscription {
 enum Values {
     /// To be taken as soon as they are exact.
     Wanted,
-    /// To be handed out, in order of position.
+    /// To be handed out; one may be there twice, where patterns overlap.
     Taken(Vec<Arc<Event>>),
     /// Handed out, or not asked for.
     Done,
@@ -130,11 +153,14 @@ impl Subscription {
         matches!(self.values, Values::Wanted)
     }
 
-    /// Bytes of the current values that are to be handed out, without what encloses them.
+    /// About how many bytes the current values take that are to be handed out.
     #[must_use]
     pub fn values_bytes(&self) -> u64 {
+        /// Cursor, time and the like, with their names.
+        const AROUND: usize = 192;
+        let bytes = |value: &Arc<Event>| (value.data.len() + value.topic.as_str().len() + AROUND) as u64;
         match &self.values {
-            Values::Taken(values) => values.iter().map(|value| value.data.len() as u64).sum(),
+            Values::Taken(values) => values.iter().map(bytes).sum(),
             _ => 0,
         }
     }
@@ -229,26 +255,31 @@ impl Subscription {
         }
         // What history still tells, an event will tell.
         values.retain(|value| !inner.history.has_after(value.topic.as_str(), self.position));
-        values.sort_unstable_by(|a, b| (a.position, &a.topic).cmp(&(b.position, &b.topic)));
-        values.dedup_by(|a, b| a.topic == b.topic);
         self.values = if values.is_empty() { Values::Done } else { Values::Taken(values) };
         true
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<Delivery> {
-        let hub = Arc::clone(&self.hub);
-        let inner = &mut *hub.inner.lock();
-        if let Some(reason) = self.reset_reason(inner) {
-            return Poll::Ready(self.begin_again(inner, reason));
-        }
-        if !self.take_values(inner) {
-            park(inner, self.id, cx);
-            return Poll::Pending;
-        }
-        if let Values::Taken(values) = std::mem::replace(&mut self.values, Values::Done) {
-            self.cursor = Cursor::new(self.epoch, self.position);
-            return Poll::Ready(Delivery::Values(encode(self.epoch, &values)));
-        }
+        let values = {
+            let hub = Arc::clone(&self.hub);
+            let inner = &mut *hub.inner.lock();
+            if let Some(reason) = self.reset_reason(inner) {
+                return Poll::Ready(self.begin_again(inner, reason));
+            }
+            if !self.take_values(inner) {
+                park(inner, self.id, cx);
+                return Poll::Pending;
+            }
+            match std::mem::replace(&mut self.values, Values::Done) {
+                Values::Taken(values) => values,
+                _ => return self.poll_events(inner, cx, limit),
+            }
+        };
+        self.cursor = Cursor::new(self.epoch, self.position);
+        Poll::Ready(Delivery::Values(CurrentValues::new(self.epoch, values)))
+    }
+
+    fn poll_events(&mut self, inner: &mut Inner, cx: &mut Context<'_>, limit: usize) -> Poll<Delivery> {
         let events = self.collect(inner, limit.max(1));
         if let Some(newest) = events.last() {
             self.cursor = newest.cursor();
@@ -294,11 +325,6 @@ impl Subscription {
         }
         events
     }
-}
-
-fn encode(epoch: Epoch, values: &[Arc<Event>]) -> Vec<Arc<Encoded>> {
-    let mut encoder = Encoder::new(epoch);
-    values.iter().map(|value| Arc::new(encoder.snapshot(value))).collect()
 }
 
 /// Events of `topics` behind `position`: at least `limit` whole units' worth where there are as many. The

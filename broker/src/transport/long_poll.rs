@@ -31,7 +31,8 @@ pub(super) async fn answer(app: &App, ask: Ask) -> Result<Response, Refusal> {
         () = tokio::time::sleep(wait) => (None, false),
     };
     let events = match page {
-        Some(Page::Events(events) | Page::Values(events)) => events,
+        Some(Page::Events(events)) => events,
+        Some(Page::Values(values)) => values.collect(),
         Some(Page::Reset(reset)) => return Err(reset.into()),
         None if session.unsettled() => {
             return Err(Refusal::unavailable("current values are not known yet; ask again"));

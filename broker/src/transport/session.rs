@@ -8,7 +8,7 @@ use walcast_wire::{Cursor, ProblemCode, Reset, TopicPattern};
 use super::App;
 use super::problem::Refusal;
 use super::query::After;
-use crate::hub::{Delivery, Encoded, SubscribeError, Subscription};
+use crate::hub::{CurrentValues, Delivery, Encoded, SubscribeError, Subscription};
 
 /// Events taken from the hub at a time.
 const PIECE: usize = 64;
@@ -22,7 +22,7 @@ pub(crate) enum Page {
     /// Events in order, ending with a unit.
     Events(Vec<Arc<Encoded>>),
     /// Current values, all of them. Where to go on is behind the page, not in the values' own cursors.
-    Values(Vec<Arc<Encoded>>),
+    Values(CurrentValues),
     /// Events may be missing before what follows.
     Reset(Reset),
 }

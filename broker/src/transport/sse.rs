@@ -22,7 +22,7 @@ use super::long_poll::streamed;
 use super::pieces::Pieces;
 use super::query::After;
 use super::session::{Page, Session, units};
-use crate::hub::Encoded;
+use crate::hub::{CurrentValues, Encoded};
 
 /// Events encoded at a time; a slow client holds no more than this.
 const PIECE: usize = 64;
@@ -43,7 +43,8 @@ pub(super) fn answer(app: Arc<App>, topics: Vec<TopicPattern>, after: Option<Aft
         }
     };
     let heartbeat = Box::pin(tokio::time::sleep(beat(app.config.heartbeat)));
-    let events = Events { app, session, ready: start.into_chunks().collect(), heartbeat, caught_up: false };
+    let ready = start.into_chunks().collect();
+    let events = Events { app, session, values: None, ready, heartbeat, caught_up: false };
     let body = stream::unfold(events, |mut events| async move {
         events.chunk().await.map(|chunk| (Ok::<_, Infallible>(chunk), events))
     });
@@ -58,6 +59,8 @@ struct Events {
     app: Arc<App>,
     /// Until the end of the stream.
     session: Option<Session>,
+    /// Current values that are being sent; behind the last of them one can go on.
+    values: Option<CurrentValues>,
     ready: VecDeque<Bytes>,
     heartbeat: Pin<Box<Sleep>>,
     /// The client knows a cursor from which nothing is missing.
@@ -70,6 +73,17 @@ impl Events {
         while self.ready.is_empty() {
             let session = self.session.as_mut()?;
             let mut out = Pieces::default();
+            if let Some(values) = &mut self.values {
+                write_values(&mut out, values.by_ref().take(PIECE));
+                self.ready.extend(out.into_chunks());
+                if self.ready.is_empty() {
+                    self.values = None;
+                } else if self.app.drain.is_cancelled() {
+                    // It has no place to go on from: it comes back as it came.
+                    self.session = None;
+                }
+                continue;
+            }
             // A client that was told no id would come back without one and miss what came between; so until
             // the stream has caught up once, only what is there is sent, and then an id.
             let page = if self.caught_up { None } else { session.page_now(PIECE) };
@@ -103,8 +117,7 @@ impl Events {
             match page {
                 Some(Page::Events(events)) => write_events(&mut out, &events),
                 Some(Page::Values(values)) => {
-                    write_values(&mut out, &values);
-                    // Only behind the last of them is a place to go on from.
+                    self.values = Some(values);
                     self.caught_up = false;
                 }
                 Some(Page::Reset(reset)) => {
@@ -153,7 +166,7 @@ fn write_events(out: &mut Pieces, events: &[Arc<Encoded>]) {
 }
 
 /// Current values, none of which is a place to go on from.
-fn write_values(out: &mut Pieces, values: &[Arc<Encoded>]) {
+fn write_values(out: &mut Pieces, values: impl Iterator<Item = Arc<Encoded>>) {
     for value in values {
         out.copy(b"data: ");
         out.share(value.json());

@@ -24,7 +24,7 @@ use super::problem::Refusal;
 use super::query::{After, Ask};
 use super::session::{Page, Session, units};
 use super::sse::beat;
-use crate::hub::Encoded;
+use crate::hub::{CurrentValues, Encoded};
 use crate::listen::Connection;
 
 /// The largest message from a client.
@@ -164,7 +164,7 @@ impl Link {
         Ok(())
     }
 
-    async fn values(&mut self, values: &[Arc<Encoded>]) -> Result<(), End> {
+    async fn values(&mut self, values: CurrentValues) -> Result<(), End> {
         for value in values {
             self.text(value.text_frame()).await?;
         }
@@ -258,7 +258,7 @@ impl Socket {
             Some(Turn::Page(Page::Values(values))) => {
                 // The client goes on from its last bookmark until the next.
                 self.caught_up = false;
-                self.link.values(&values).await
+                self.link.values(values).await
             }
             Some(Turn::Page(Page::Reset(reset))) => self.reset(reset).await,
             Some(Turn::Settled(index)) => self.confirm(index).await,

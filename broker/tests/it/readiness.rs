@@ -56,3 +56,18 @@ async fn a_broker_is_not_ready_before_it_knows_all_values() {
     let broker = Broker::on(name, config, locker).await;
     assert_eq!(broker.readiness().await.0, 200);
 }
+
+#[tokio::test]
+async fn a_table_that_leaves_the_publication_is_an_alarm() {
+    let rule = "[[table]]\nname = 'public.t'\ntopic = 't/{id}'";
+    let broker = Broker::start("readiness_catalog", "CREATE TABLE t (id int PRIMARY KEY)", rule).await;
+    broker.run("ALTER PUBLICATION readiness_catalog DROP TABLE t").await;
+    until("the alarm is raised", async || {
+        let (status, body) = broker.readiness().await;
+        let reason = body["problems"]["catalog"].as_str().unwrap_or_default();
+        status == 503 && reason.contains("public.t") && reason.contains("walcast setup")
+    })
+    .await;
+    broker.run("ALTER PUBLICATION readiness_catalog ADD TABLE t").await;
+    until("it is over", async || broker.readiness().await.0 == 200).await;
+}

@@ -131,17 +131,15 @@ fn ready(subscription: &mut Subscription, limit: usize) -> Option<Delivery> {
 
 #[track_caller]
 fn events(subscription: &mut Subscription, limit: usize) -> Vec<String> {
+    let line = |event: &Arc<Encoded>| {
+        let wire: walcast_wire::Event<serde_json::Value> = serde_json::from_slice(&event.json()).unwrap();
+        let Position { major, ordinal } = wire.cursor.position;
+        format!("{major}:{ordinal} {} {} {}", wire.topic, wire.op.as_str(), wire.data)
+    };
     match ready(subscription, limit) {
         None => Vec::new(),
-        Some(Delivery::Events(events) | Delivery::Values(events)) => events
-            .iter()
-            .map(|event| {
-                let wire: walcast_wire::Event<serde_json::Value> =
-                    serde_json::from_slice(&event.json()).unwrap();
-                let Position { major, ordinal } = wire.cursor.position;
-                format!("{major}:{ordinal} {} {} {}", wire.topic, wire.op.as_str(), wire.data)
-            })
-            .collect(),
+        Some(Delivery::Events(events)) => events.iter().map(line).collect(),
+        Some(Delivery::Values(values)) => values.map(|value| line(&value)).collect(),
         Some(Delivery::Reset(reset)) => vec![format!("reset {:?}", reset.reason)],
     }
 }

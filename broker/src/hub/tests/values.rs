@@ -205,6 +205,8 @@ fn truncate_is_told_also_where_the_seed_contains_it() {
 fn a_replayed_truncate_of_unknown_values_is_a_gap() {
     let mut feed = Feed::new(100);
     let before = feed.hub.head().unwrap();
+    // A seeding that broke off taught nothing.
+    feed.begin_seed();
     feed.begin_seed();
     let position = Position::new(103, 2);
     let (table, truncated) = ("public.vms".into(), commit(103, 15));
@@ -241,7 +243,27 @@ fn a_row_of_unknown_membership_is_no_member_unless_the_seed_says_so() {
     let unsure = |lsn, topic| state(lsn, 25, topic, Op::Update, Effect::PutIfPresent, "1");
     feed.send(vec![unsure(101, "vm/a"), unsure(101, "vm/b")]);
     feed.seed("20:20:", vec![seeded("vm/b", "0")]);
+    // The seed has said all that it knows, though the stream has not come so far yet.
+    feed.end_seed("20:20:", Position::before(200));
+    feed.send(vec![unsure(103, "vm/c")]);
+    feed.send_upto(vec![], Position::before(200));
+    // While another table is read, nothing more will be said of this one.
+    feed.note(Note::SeedBegin(Arc::from(["public.other".into()])));
+    feed.send(vec![unsure(205, "vm/d")]);
     feed.end_seed("20:20:", feed.head);
     let mut vm = feed.subscribe(&["vm/*"], From::Current);
     assert_eq!(events(&mut vm, 10), ["101:1 vm/b snapshot 1"]);
+}
+
+#[test]
+fn a_row_that_moves_while_it_is_read_keeps_its_unsent_columns() {
+    let mut feed = Feed::new(100);
+    feed.begin_seed();
+    let Entry::Event(event) = put(101, 25, "vm/new", r#"{"id":2}"#) else { unreachable!() };
+    let moved = Entry::Event(Event { unchanged: Box::from(["logs".into()]), ..event });
+    feed.send(vec![clear(101, 25, "vm/old"), moved]);
+    feed.seed("20:20:", vec![seeded("vm/old", r#"{"id":1,"logs":"long"}"#)]);
+    feed.end_seed("20:20:", feed.head);
+    let mut vm = feed.subscribe(&["vm/*"], From::Current);
+    assert_eq!(events(&mut vm, 10), [r#"101:1 vm/new snapshot {"id":2,"logs":"long"}"#]);
 }

@@ -32,6 +32,13 @@ impl Config {
     pub fn live_slot(&self) -> String {
         format!("{}_live", self.slot)
     }
+
+    /// The name of the slot that is there for a moment when the server is asked for a record of running
+    /// transactions.
+    #[must_use]
+    pub fn mark_slot(&self) -> String {
+        format!("{}_mark", self.slot)
+    }
 }
 
 /// When an event may be delivered.

@@ -90,7 +90,6 @@ async fn read_schema(companion: &Companion, config: &Config) -> Result<(String, 
 
 /// Makes the live slot, a temporary copy of the floor. Its fixed name is the lease: a second copy fails.
 async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, Failure> {
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let sql = format!(
         "SELECT lsn FROM pg_catalog.pg_copy_logical_replication_slot({}, {}, true)",
         literal(&config.slot),
@@ -130,6 +129,11 @@ async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, 
     })?;
     let lsn = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).and_then(parse_lsn);
     lsn.ok_or_else(|| Failure::again(format!("the copy of slot {slot} has no position")))
+}
+
+/// Text as an SQL literal.
+pub(super) fn literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
 }
 
 /// `16/B374D848` as a number.
@@ -204,6 +208,12 @@ impl From<ReplicationError> for Failure {
         let kind = match &error {
             ReplicationError::Shutdown(_) => Kind::Shutdown,
             ReplicationError::Silent(_) => Kind::Silent,
+            // The publication; it stays missing for what was written before it is made again.
+            ReplicationError::Server(server) if server.code == SqlState::UNDEFINED_OBJECT => {
+                return Self::needs_operator(format!(
+                    "{server}: run `walcast teardown`, then `walcast setup`"
+                ));
+            }
             _ => Kind::Passing,
         };
         Self { message: error.to_string(), kind }

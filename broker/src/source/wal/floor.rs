@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::connect::literal;
 use crate::health::{Health, Part};
 use crate::postgres::{Companion, Session, describe};
 
@@ -34,6 +35,7 @@ pub(super) struct Floor {
     pub(super) health: Arc<Health>,
     pub(super) slot: String,
     pub(super) live: String,
+    pub(super) mark: String,
     /// The process of our own walsender.
     pub(super) walsender: i32,
     /// What is acknowledged.
@@ -113,15 +115,15 @@ impl Floor {
     /// Makes the server write a record of running transactions. Its background writer does so every 15 s, but
     /// sleeps long and often once nothing happens; making a logical slot does it at once, with no right that we lack.
     async fn ask_for_record(&self, session: &mut Session) {
-        let slot = format!("{}_mark", self.slot);
+        let slot = literal(&self.mark);
         let sql = format!(
             "SET LOCAL lock_timeout = '100ms';
-             SELECT pg_catalog.pg_create_logical_replication_slot('{slot}', 'pgoutput', true);
-             SELECT pg_catalog.pg_drop_replication_slot('{slot}')"
+             SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput', true);
+             SELECT pg_catalog.pg_drop_replication_slot({slot})"
         );
         let asked = async { session.transaction().await?.batch_execute(&sql).await };
         if let Err(error) = asked.await {
-            // The record is written first; and if it is not, one comes later.
+            // In most cases the record is written all the same; and if it is not, one comes later.
             tracing::debug!("asking for a record of running transactions: {}", describe(&error));
         }
     }

@@ -53,8 +53,6 @@ const YIELDED_MAX: usize = 4096;
 const SILENCE_DOUBLINGS_MAX: u32 = 4;
 /// One attempt to connect may take so long, all hosts and all questions included.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
-/// Pause before values that could not be read while the stream runs are read again.
-const SEED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The WAL of one database.
 #[derive(Debug)]
@@ -144,6 +142,7 @@ impl Wal {
             health: Arc::clone(&self.health),
             slot: self.config.slot.clone(),
             live: self.config.live_slot(),
+            mark: self.config.mark_slot(),
             walsender,
             target,
         };
@@ -162,6 +161,10 @@ impl Wal {
         }
         // Another number line, or a part of this one that was never seen: all values are read anew.
         if self.line.is_none_or(|(epoch, upto)| epoch != start.epoch || start.from > upto) {
+            if self.line.is_some_and(|(epoch, _)| epoch != start.epoch) {
+                // Ids of another server, or of one that lost them, say nothing here.
+                self.yielded.clear();
+            }
             (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
         }
         self.held_since = None;
@@ -222,7 +225,7 @@ impl Wal {
             step = either => step,
         };
         let changes = match step {
-            Step::Piece(Err(failure)) if self.seeded && failure.kind != Kind::Shutdown => {
+            Step::Piece(Err(failure)) if self.begun && failure.kind != Kind::Shutdown => {
                 self.postpone_seeding(&failure);
                 return Ok(None);
             }

@@ -87,6 +87,11 @@ pub enum SeedError {
         "state table {0}: locked exclusively for more than {LOCK_TIMEOUT}; find who holds it in pg_locks"
     )]
     Locked(Arc<str>),
+    /// A transaction was delivered, by `delivery = "fast"`, that others cannot see yet.
+    #[error(
+        "state tables: transaction {0} was delivered but is not visible yet: is a synchronous standby missing?"
+    )]
+    NotVisible(u32),
     /// Anything else the server said about one table.
     #[error("state table {table}: {}", describe(.error))]
     Table {
@@ -211,15 +216,19 @@ async fn run(
 
 async fn wait_until_visible(client: &Client, yielded: &[u32]) -> Result<(), SeedError> {
     const PAUSE: Duration = Duration::from_millis(5);
+    const PATIENCE: Duration = Duration::from_secs(5);
     if yielded.is_empty() {
         return Ok(());
     }
+    let start = Instant::now();
     loop {
         let snapshot = current_snapshot(client).await?;
-        if yielded.iter().all(|xid| snapshot.contains(*xid)) {
-            return Ok(());
+        match yielded.iter().find(|xid| !snapshot.contains(**xid)) {
+            None => return Ok(()),
+            // Others want the session, too.
+            Some(xid) if start.elapsed() > PATIENCE => return Err(SeedError::NotVisible(*xid)),
+            Some(_) => tokio::time::sleep(PAUSE).await,
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 

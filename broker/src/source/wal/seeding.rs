@@ -6,19 +6,21 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::Failure;
-use super::{SEED_PAUSE, Wal, seed};
+use super::{Wal, seed};
 use crate::event::{Changes, SeedEnd};
 use crate::health::Part;
 use crate::router::TableRule;
 
 /// Pieces of a seed that may wait.
 const SEED_PIECES: usize = 4;
+/// Pause before values that could not be read while the stream runs are read again.
+const SEED_PAUSE: Duration = Duration::from_secs(5);
 
 /// A seeding under way.
 pub(super) struct Seeding {
