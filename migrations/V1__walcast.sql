@@ -22,10 +22,15 @@ VALUES (pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_
 
 -- Postgres cannot tell a slot from a later one of the same name. A new generation is written here before a
 -- slot is created, so a cursor from the time of the old one is recognised as such.
+--
+-- The broker adds from where on nothing was published up to where the slot is: a cursor from between the two
+-- has missed nothing, though the slot has moved on. NULL: nothing is known.
 CREATE TABLE walcast.source (
-    slot        text PRIMARY KEY,
-    generation  uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
-    created_at  timestamptz NOT NULL DEFAULT pg_catalog.now()
+    slot            text PRIMARY KEY,
+    generation      uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    quiet_lsn       pg_lsn,
+    quiet_ordinal   bigint
 );
 
 -- What setup granted outside this schema, so that teardown takes back that and no more.

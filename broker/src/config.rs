@@ -30,6 +30,8 @@ pub struct Config {
     pub postgres: postgres::Config,
     /// `[source]`: slot, publication, delivery.
     pub source: source::wal::Config,
+    /// `[replay]`: what a restart can read again.
+    pub replay: source::wal::Replay,
     /// `[router]`: limits of one event.
     pub router: router::Config,
     /// `[pipeline]`: limits of one transaction.

@@ -220,6 +220,8 @@ pub struct Start {
     pub epoch: Epoch,
     /// Everything after this LSN will be yielded.
     pub from: u64,
+    /// Nothing was published between this position and `from`.
+    pub quiet_from: Position,
     /// The end of the WAL when the stream began: cursors up to here are not in the future, merely not
     /// yet reached.
     pub replay_until: u64,
@@ -320,6 +322,8 @@ pub enum Note {
     Start {
         /// End of the WAL when the stream began.
         replay_until: Position,
+        /// See [`Start::quiet_from`].
+        quiet_from: Position,
     },
     /// See [`Changes::SeedBegin`].
     SeedBegin(Arc<[Arc<str>]>),

@@ -273,8 +273,13 @@ async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
         None => return Ok(()),
         Some(result) => result?,
     }
-    let source =
-        Wal::new(parts.config.source.clone(), Arc::clone(&parts.companion), Arc::clone(&parts.health));
+    let source = Wal::new(
+        parts.config.source.clone(),
+        parts.config.replay.clone(),
+        Arc::clone(&parts.companion),
+        Arc::clone(&parts.health),
+        Arc::clone(&parts.hub),
+    );
     pipeline::publish(
         source,
         parts.rules.subscribe(),

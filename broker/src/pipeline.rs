@@ -133,7 +133,8 @@ impl<B: Backbone> Publisher<B> {
                     *pause = BACKOFF.0;
                     self.assembly.start(start);
                     let replay_until = Position::before(start.replay_until);
-                    self.flush(source, Some(Note::Start { replay_until })).await?;
+                    let quiet_from = start.quiet_from;
+                    self.flush(source, Some(Note::Start { replay_until, quiet_from })).await?;
                 }
                 Changes::Transaction(part) => {
                     self.assembly.take(&part);
@@ -329,9 +330,15 @@ pub async fn ingest<B: Backbone>(
         if status.settled && !status.replaying {
             health.well(Part::State);
         } else {
-            let (head, floor) = (status.head, status.floor);
-            let what = if status.replaying { "replaying the log" } else { "reading current values" };
-            health.unwell(Part::State, format!("{what}: head {head}, floor {floor}"));
+            let (head, until) = (status.head, status.replay_until);
+            let left = until.major.saturating_sub(head.major);
+            health.unwell(
+                Part::State,
+                match status.replaying {
+                    true => format!("replaying the log: {left} bytes left, from {head} to {until}"),
+                    false => format!("reading current values, at {head}"),
+                },
+            );
         }
     }
     Ok(())
@@ -349,7 +356,12 @@ mod tests {
         let router = Router::new(&[], router::Config::default()).unwrap();
         let config = Config { atomic_events_max, ..Config::default() };
         let mut assembly = Assembly::new(Routing::new(Arc::new(router)), config);
-        assembly.start(Start { epoch: Epoch(1), from: 100, replay_until: 100 });
+        assembly.start(Start {
+            epoch: Epoch(1),
+            from: 100,
+            quiet_from: Position::before(100),
+            replay_until: 100,
+        });
         assembly
     }
 
@@ -413,7 +425,12 @@ mod tests {
         assembly.take(&part(100, 1..=3, None));
         assembly.interrupt();
         assert!(!assembly.pending());
-        assembly.start(Start { epoch: Epoch(1), from: 90, replay_until: 120 });
+        assembly.start(Start {
+            epoch: Epoch(1),
+            from: 90,
+            quiet_from: Position::before(90),
+            replay_until: 120,
+        });
         assembly.take(&part(100, 1..=1, Some(110)));
         let batch = assembly.batch(None).unwrap();
         assert_eq!((batch.after, batch.upto), (Position::before(90), Position::before(110)));

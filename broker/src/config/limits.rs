@@ -23,6 +23,7 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
     identifier("source.publication", &config.source.publication)?;
     time("source.lease", config.source.lease, "1s", "5m")?;
     size("source.seed_bytes_per_second", config.source.seed_bytes_per_second, KIB, u64::MAX)?;
+    size("replay.wal_bytes", config.replay.wal_bytes, 0, u64::MAX)?;
     size("router.event_bytes_max", config.router.event_bytes_max, KIB, 64 * MIB)?;
     size("pipeline.atomic_events_max", config.pipeline.atomic_events_max, 1, 1_000_000)?;
     size("pipeline.atomic_bytes_max", config.pipeline.atomic_bytes_max, KIB, 1024 * MIB)?;

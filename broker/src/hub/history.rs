@@ -43,6 +43,11 @@ impl History {
         self.floor
     }
 
+    /// Where the oldest event lies.
+    pub(super) fn oldest(&self) -> Option<Position> {
+        self.log.front().map(|(_, event)| event.position())
+    }
+
     pub(super) fn len(&self) -> usize {
         self.log.len()
     }

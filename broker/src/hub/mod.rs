@@ -99,6 +99,15 @@ pub enum Current {
     Value(Arc<Encoded>),
 }
 
+/// Which part of the log brings back all that the hub holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The newest event that is gone; nothing lies between it and `replay_from`.
+    pub quiet_from: Position,
+    /// The LSN from which the log has to be read: the oldest event's commit, or the head without events.
+    pub replay_from: u64,
+}
+
 /// The hub in figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -112,6 +121,8 @@ pub struct Status {
     pub epoch: Epoch,
     /// Everything up to here has been ingested.
     pub head: Position,
+    /// Cursors up to here may exist.
+    pub replay_until: Position,
     /// Everything up to here may be gone.
     pub floor: Position,
     /// Events in history.
@@ -227,6 +238,15 @@ impl Hub {
         self.inner.lock().line.as_ref().map(|line| Cursor::new(line.epoch, line.head))
     }
 
+    /// What a restart needs. `None`: the hub holds nothing yet.
+    #[must_use]
+    pub fn window(&self) -> Option<Window> {
+        let inner = self.inner.lock();
+        let head = inner.line.as_ref()?.head;
+        let replay_from = inner.history.oldest().unwrap_or(head).major;
+        Some(Window { quiet_from: inner.history.floor(), replay_from })
+    }
+
     /// The current value of a topic.
     #[must_use]
     pub fn current(&self, topic: &Topic) -> Current {
@@ -255,6 +275,7 @@ impl Hub {
             replaying: line.is_some_and(|line| line.head < line.replay_until),
             epoch: line.map(|line| line.epoch).unwrap_or_default(),
             head: line.map(|line| line.head).unwrap_or_default(),
+            replay_until: line.map(|line| line.replay_until).unwrap_or_default(),
             floor: history.floor(),
             events: history.len(),
             bytes: history.bytes(),
@@ -268,11 +289,16 @@ impl Hub {
 
 impl Inner {
     fn ingest(&mut self, batch: &Batch, now: Instant, woken: &mut Vec<Waker>) {
-        self.enter(batch, woken);
+        let fresh = self.enter(batch, woken);
         let Some(line) = &mut self.line else { return };
         match &batch.note {
             None => {}
-            Some(Note::Start { replay_until }) => line.replay_until = *replay_until,
+            Some(Note::Start { replay_until, quiet_from }) => {
+                line.replay_until = *replay_until;
+                if fresh && *quiet_from < batch.after {
+                    self.history.restart(*quiet_from);
+                }
+            }
             Some(Note::SeedBegin(tables)) => self.retained.seed_begin(Arc::clone(tables)),
             Some(Note::Seed { snapshot, events }) => self.retained.seed(snapshot, events),
             Some(Note::SeedEnd { snapshot, settle }) => self.retained.seed_end(snapshot, *settle),
@@ -300,8 +326,9 @@ impl Inner {
         }
     }
 
-    /// Compares the batch with where the hub is; begins anew on another number line or behind a gap.
-    fn enter(&mut self, batch: &Batch, woken: &mut Vec<Waker>) {
+    /// Compares the batch with where the hub is; begins anew on another number line or behind a gap. Whether
+    /// it is another line.
+    fn enter(&mut self, batch: &Batch, woken: &mut Vec<Waker>) -> bool {
         match &mut self.line {
             Some(line) if line.epoch == batch.epoch => {
                 if batch.after > line.head {
@@ -310,6 +337,7 @@ impl Inner {
                     self.retained = Retained::default();
                     (line.gap, line.head) = (batch.after, batch.after);
                 }
+                false
             }
             _ => {
                 self.registry.notify_all(Position::ZERO, woken);
@@ -322,6 +350,7 @@ impl Inner {
                     gap: Position::ZERO,
                     encoder: Encoder::new(batch.epoch),
                 });
+                true
             }
         }
     }

@@ -82,7 +82,8 @@ impl Edge {
 
     pub(crate) async fn with(config: Config, history: hub::Config) -> Self {
         let edge = Self::unstarted(config, history).await;
-        edge.note(Note::Start { replay_until: Position::before(100) });
+        let start = Position::before(100);
+        edge.note(Note::Start { replay_until: start, quiet_from: start });
         let snapshot = Arc::new(Snapshot::parse("1:1:").unwrap());
         edge.note(Note::SeedBegin(Arc::from(["public.vms".into()])));
         edge.note(Note::SeedEnd { settle: Position::before(100), snapshot });

@@ -24,6 +24,7 @@ mod proxy;
 mod readiness;
 mod refusals;
 mod reload;
+mod restart;
 mod rows;
 mod seed;
 mod server;

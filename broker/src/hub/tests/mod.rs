@@ -68,7 +68,7 @@ impl Feed {
     fn new(events: usize) -> Self {
         let feed =
             Self { hub: hub(events), epoch: Epoch(1), head: Position::before(100), now: Instant::now() };
-        feed.note(Note::Start { replay_until: feed.head });
+        feed.note(Note::Start { replay_until: feed.head, quiet_from: feed.head });
         feed
     }
 
@@ -242,14 +242,14 @@ fn other_epochs_future_cursors_and_gaps_are_told() {
     feed.end_seed("1:1:", feed.head);
     assert_eq!(events(&mut parked, 1), [""; 0]);
     feed.epoch = Epoch(2);
-    feed.note(Note::Start { replay_until: feed.head });
+    feed.note(Note::Start { replay_until: feed.head, quiet_from: feed.head });
     assert_eq!(events(&mut parked, 1), ["reset EpochChanged"]);
 }
 
 #[test]
 fn a_cursor_that_is_not_reached_yet_waits() {
     let mut feed = Feed::settled(100);
-    feed.note(Note::Start { replay_until: Position::before(110) });
+    feed.note(Note::Start { replay_until: Position::before(110), quiet_from: feed.head });
     let mut ahead = feed.subscribe(&["a"], From::After(Cursor::new(feed.epoch, Position::new(105, 1))));
     let mut now = feed.subscribe(&["a"], From::Now);
     feed.send(vec![message(103, 1, "a")]);
@@ -319,13 +319,13 @@ fn limits_hold() {
     assert_eq!(hub.subscribe(topics(1), From::Now).err(), Some(SubscribeError::NotStarted));
     assert_eq!(hub.subscribe(topics(3), From::Now).err(), Some(SubscribeError::TooManyTopics { max: 2 }));
     let small = Feed { hub, ..feed };
-    small.note(Note::Start { replay_until: small.head });
+    small.note(Note::Start { replay_until: small.head, quiet_from: small.head });
     let _first = small.hub.subscribe(topics(1), From::Now).unwrap();
     assert_eq!(small.hub.subscribe(topics(1), From::Now).err(), Some(SubscribeError::Overloaded));
 
     let full = Hub::new(Config { state_bytes: 300, ..Config::default() });
     let mut full = Feed { hub: full, ..Feed::settled(1) };
-    full.note(Note::Start { replay_until: full.head });
+    full.note(Note::Start { replay_until: full.head, quiet_from: full.head });
     full.begin_seed();
     full.end_seed("1:1:", full.head);
     full.send(vec![put(101, 10, "vm/a", "1")]);
@@ -337,6 +337,36 @@ fn limits_hold() {
         note: None,
     };
     assert_eq!(full.hub.ingest(&batch, full.now), Err(StateFull { max: 300 }));
+}
+
+#[test]
+fn a_restart_needs_the_log_from_the_oldest_event_on() {
+    let mut feed = Feed::settled(2);
+    assert_eq!(Hub::new(Config::default()).window(), None);
+    let check = |feed: &Feed, quiet_from: Position, replay_from: u64| {
+        assert_eq!(feed.hub.window(), Some(Window { quiet_from, replay_from }));
+    };
+    check(&feed, Position::before(100), 100);
+    feed.send(vec![message(101, 1, "a"), message(101, 2, "a")]);
+    check(&feed, Position::before(100), 101);
+    // One event of the transaction is left, so all of it is read again.
+    feed.send(vec![message(105, 1, "a")]);
+    check(&feed, Position::new(101, 1), 101);
+    feed.send(vec![message(107, 1, "a")]);
+    check(&feed, Position::new(101, 2), 105);
+    feed.hub.evict(feed.now + Duration::from_secs(601));
+    check(&feed, Position::new(107, 1), 108);
+}
+
+#[test]
+fn what_was_quiet_before_a_restart_is_no_gap() {
+    let feed = Feed { hub: hub(10), epoch: Epoch(1), head: Position::before(100), now: Instant::now() };
+    feed.note(Note::Start { replay_until: feed.head, quiet_from: Position::new(80, 2) });
+    feed.begin_seed();
+    feed.end_seed("1:1:", feed.head);
+    let from = |position| From::After(Cursor::new(Epoch(1), position));
+    assert_eq!(events(&mut feed.subscribe(&["a"], from(Position::new(80, 2))), 1), [""; 0]);
+    assert_eq!(events(&mut feed.subscribe(&["a"], from(Position::new(80, 1))), 1), ["reset CursorExpired"]);
 }
 
 #[test]

@@ -26,6 +26,21 @@ pub struct Config {
     pub shutdown_pause: Duration,
 }
 
+/// What a restart can read again.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replay {
+    /// WAL that the server keeps for it at most, in bytes; reading that much takes about 7 s a GiB.
+    #[serde(deserialize_with = "crate::units::bytes")]
+    pub wal_bytes: u64,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self { wal_bytes: 1 << 30 }
+    }
+}
+
 impl Config {
     /// The name of the slot that is streamed from; holding it is the lease.
     #[must_use]

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use walcast_wire::Epoch;
+use tokio_postgres::types::PgLsn;
+use walcast_wire::{Epoch, Position};
 
 use super::Config;
 use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
@@ -31,24 +32,29 @@ pub(super) struct Connected {
     pub(super) walsender: i32,
 }
 
-/// Connects. `silence_max` as in [`StreamOptions`].
+/// Connects. `silence_max` as in [`StreamOptions`]; what is published already, on the same number line, is not
+/// sent again.
 pub(super) async fn connect(
     target: &Target,
     companion: &Companion,
     config: &Config,
     silence_max: Duration,
+    published: Option<(Epoch, u64)>,
 ) -> Result<Connected, Failure> {
-    let (key, generation) = read_schema(companion, config).await?;
+    let Schema { key, generation, quiet_from } = read_schema(companion, config).await?;
     let mut connection = Connection::connect(target, "walcast", config.lease).await?;
-    let from = copy_slot(&mut connection, config).await?;
+    let floor = copy_slot(&mut connection, config).await?;
     // Runs no SQL, and so cannot fail in a way that drops the temporary slot.
     let system = connection.query("IDENTIFY_SYSTEM").await?;
     let field = |i: usize| system.first().and_then(|row| row.get(i)).and_then(Option::as_deref);
     let (identifier, timeline) = (field(0).unwrap_or_default(), field(1).unwrap_or_default());
-    let replay_until = field(2).and_then(parse_lsn).unwrap_or(from);
+    let replay_until = field(2).and_then(parse_lsn).unwrap_or(floor);
     let mut parts = vec!["wal", identifier, timeline, &config.slot, &generation, &config.publication];
     parts.extend(PLUGIN.iter().flat_map(|(name, value)| [*name, *value]));
     let epoch = Epoch::of(parts);
+    let published = published.filter(|(line, _)| *line == epoch).map_or(0, |(_, upto)| upto);
+    // Never ahead of the server's log: that would be told as such, not skipped.
+    let from = floor.max(published.min(replay_until));
     let walsender = connection.pid();
     let mut plugin: Vec<(String, String)> =
         PLUGIN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -62,12 +68,21 @@ pub(super) async fn connect(
         silence_max,
     };
     let stream = connection.start(&options).await?;
-    Ok(Connected { stream, start: Start { epoch, from, replay_until }, key, walsender })
+    let quiet_from = quiet_from.unwrap_or(Position::before(from)).min(Position::before(from));
+    let start = Start { epoch, from, quiet_from, replay_until };
+    Ok(Connected { stream, start, key, walsender })
 }
 
-/// The key and the slot's generation.
-async fn read_schema(companion: &Companion, config: &Config) -> Result<(String, String), Failure> {
-    const QUERY: &str = "SELECT k.key::text, s.generation::text FROM walcast.key k \
+/// What is written down in the schema.
+struct Schema {
+    key: String,
+    generation: String,
+    /// Nothing was published between here and the slot.
+    quiet_from: Option<Position>,
+}
+
+async fn read_schema(companion: &Companion, config: &Config) -> Result<Schema, Failure> {
+    const QUERY: &str = "SELECT k.key::text, s.generation::text, s.quiet_lsn, s.quiet_ordinal FROM walcast.key k \
          LEFT JOIN walcast.source s ON s.slot = $1 LIMIT 1";
     let session = companion.lock().await?;
     let row = session.query_opt(QUERY, &[&config.slot]).await.map_err(|error| match error.code() {
@@ -78,8 +93,14 @@ async fn read_schema(companion: &Companion, config: &Config) -> Result<(String, 
         _ => Failure::again(format!("reading the schema walcast: {}", describe(&error))),
     })?;
     let text = |i: usize| row.as_ref().and_then(|row| row.try_get::<_, Option<String>>(i).ok().flatten());
+    let quiet_from = || {
+        let row = row.as_ref()?;
+        let lsn: PgLsn = row.try_get::<_, Option<PgLsn>>(2).ok()??;
+        let ordinal: i64 = row.try_get::<_, Option<i64>>(3).ok()??;
+        Some(Position::new(lsn.into(), ordinal.cast_unsigned()))
+    };
     match (text(0), text(1)) {
-        (Some(key), Some(generation)) => Ok((key, generation)),
+        (Some(key), Some(generation)) => Ok(Schema { key, generation, quiet_from: quiet_from() }),
         (None, _) => Err(Failure::needs_operator("the table walcast.key is empty: run `walcast setup`")),
         (_, None) => Err(Failure::needs_operator(format!(
             "the slot {0} has no row in walcast.source: run `walcast setup` with `source.slot = \"{0}\"`",

@@ -1,4 +1,4 @@
-//! The floor: the persistent slot, moved up behind what is acknowledged.
+//! The floor: the persistent slot, moved up behind the window of events that a restart is to find again.
 //!
 //! Nobody ever streams from it. It is moved on the companion session, and only while our own walsender holds
 //! the live slot, so a broker that lost the lease moves nothing. An advance reads the WAL again from where the
@@ -12,13 +12,18 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_util::task::AbortOnDropHandle;
+use walcast_wire::Position;
 
 use super::connect::literal;
 use crate::health::{Health, Part};
+use crate::hub::Hub;
 use crate::postgres::{Companion, Session, describe};
 
 /// Between two looks, and so the shortest pause between two advances.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The floor moves when it gains this much WAL. A move is written down, which is WAL itself: an idle server
+/// would never come to rest.
+const STEP_BYTES: u64 = 8 << 20;
 /// Advances that free no WAL may take at most one part in so many of the time.
 const SHARE: u32 = 20;
 /// More WAL than this is not kept once the server is quiet,
@@ -39,7 +44,11 @@ pub(super) struct Floor {
     /// The process of our own walsender.
     pub(super) walsender: i32,
     /// What is acknowledged.
-    pub(super) target: watch::Receiver<u64>,
+    pub(super) acknowledged: watch::Receiver<u64>,
+    /// What it holds is to be there again after a restart,
+    pub(super) hub: Arc<Hub>,
+    /// as far as this much WAL goes.
+    pub(super) wal_bytes: u64,
 }
 
 impl Floor {
@@ -74,39 +83,59 @@ impl Floor {
         }
     }
 
-    /// Moves the floor to what is acknowledged. Repeated also without anything new: `restart_lsn` follows only
-    /// once an advance has passed a record of running transactions, which may come later.
+    /// Up to where the log is not needed again, and from where on nothing was published before that.
+    fn target(&mut self) -> Target {
+        let acknowledged = *self.acknowledged.borrow_and_update();
+        let window = self.hub.window();
+        let replay_from = window.map_or(0, |window| window.replay_from).min(acknowledged);
+        let lsn = replay_from.max(acknowledged.saturating_sub(self.wal_bytes));
+        // Above the window events are given up, and so is every cursor below.
+        let quiet_from = window.map(|window| window.quiet_from).filter(|_| lsn <= replay_from);
+        Target { lsn, quiet_from: quiet_from.unwrap_or(Position::before(lsn)), held: lsn < acknowledged }
+    }
+
+    /// Moves the floor up behind the window. Repeated also without anything new where there is no window:
+    /// `restart_lsn` follows only once an advance has passed a record of running transactions, which may come later.
     async fn advance(&mut self, pace: &mut Pace) -> Result<(), String> {
-        const ADVANCE: &str = "
-            SELECT f.restart_lsn, l.restart_lsn, CASE
-                WHEN f.confirmed_flush_lsn <= $3
-                     AND (($5 AND f.confirmed_flush_lsn < $3)
-                          OR (f.restart_lsn < l.restart_lsn
-                              AND ($5 OR f.restart_lsn <> $6 OR l.restart_lsn <> $7)))
-                THEN (pg_catalog.pg_replication_slot_advance(f.slot_name, $3)).end_lsn END
+        const LOOK: &str = "
+            SELECT f.confirmed_flush_lsn, f.restart_lsn, l.restart_lsn
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
-            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $4";
-        let target = *self.target.borrow_and_update();
-        if target == 0 {
+            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
+        // Before the slot moves: a broker that ends in between leaves a word that is true of the old place, too.
+        const WRITE: &str = "
+            UPDATE walcast.source SET quiet_lsn = $4, quiet_ordinal = $5
+            WHERE slot = $3 AND EXISTS (
+                SELECT FROM pg_catalog.pg_replication_slots l WHERE l.slot_name = $1 AND l.active_pid = $2)";
+        const MOVE: &str = "
+            SELECT pg_catalog.pg_replication_slot_advance(f.slot_name, $4)
+            FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
+            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3 AND f.confirmed_flush_lsn <= $4";
+        let target = self.target();
+        if target.lsn == 0 {
             return Ok(());
         }
         let mut session = self.companion.lock().await.map_err(|error| error.to_string())?;
-        let start = Instant::now();
-        let rested = start >= pace.not_before;
-        let (lsn, last) = (PgLsn::from(target), pace.last_restarts.map(PgLsn::from));
-        let parameters: [&(dyn ToSql + Sync); 7] =
-            [&self.live, &self.walsender, &lsn, &self.slot, &rested, &last[0], &last[1]];
-        let Some(row) = session.query_opt(ADVANCE, &parameters).await.map_err(|error| describe(&error))?
-        else {
+        let failed = |error: tokio_postgres::Error| describe(&error);
+        let (live, walsender, slot) = (&self.live, &self.walsender, &self.slot);
+        let row = session.query_opt(LOOK, &[live, walsender, slot]).await.map_err(failed)?;
+        let Some(row) = row else { return Ok(()) };
+        let lsn = |column: usize| row.try_get::<_, Option<PgLsn>>(column).map_err(failed);
+        let (Some(confirmed), Some(floor), Some(live_restart)) = (lsn(0)?, lsn(1)?, lsn(2)?) else {
             return Ok(());
         };
-        let lsn = |column: usize| row.try_get::<_, Option<PgLsn>>(column).map_err(|error| describe(&error));
-        let (Some(floor), Some(live), advanced) = (lsn(0)?, lsn(1)?, lsn(2)?) else { return Ok(()) };
-        if advanced.is_some() {
-            pace.not_before = Instant::now() + start.elapsed() * SHARE;
-            pace.last_restarts = [floor.into(), live.into()];
+        let seen =
+            Seen { confirmed: confirmed.into(), restart: floor.into(), live_restart: live_restart.into() };
+        let start = Instant::now();
+        if pace.moves(&target, &seen, start) {
+            let (quiet, ordinal) =
+                (PgLsn::from(target.quiet_from.major), target.quiet_from.ordinal.cast_signed());
+            let write: [&(dyn ToSql + Sync); 5] = [live, walsender, slot, &quiet, &ordinal];
+            session.execute(WRITE, &write).await.map_err(failed)?;
+            let to = PgLsn::from(target.lsn);
+            session.execute(MOVE, &[live, walsender, slot, &to]).await.map_err(failed)?;
+            pace.moved(&seen, start.elapsed(), Instant::now());
         }
-        if pace.asks(target, live.into(), start) {
+        if !target.held && pace.asks(target.lsn, seen.live_restart, start) {
             self.ask_for_record(&mut session).await;
         }
         Ok(())
@@ -129,6 +158,22 @@ impl Floor {
     }
 }
 
+/// Where the floor is to be.
+struct Target {
+    lsn: u64,
+    /// Nothing was published between here and `lsn`.
+    quiet_from: Position,
+    /// The window keeps it below what is acknowledged.
+    held: bool,
+}
+
+/// Where the slots are.
+struct Seen {
+    confirmed: u64,
+    restart: u64,
+    live_restart: u64,
+}
+
 /// When to do what.
 struct Pace {
     /// Advances wait until then: a pause that grows with what the last one cost.
@@ -146,6 +191,20 @@ struct Pace {
 impl Pace {
     fn new(now: Instant) -> Self {
         Self { not_before: now, last_restarts: [0; 2], quiet: (0, now), asked: 0 }
+    }
+
+    /// Whether to advance the floor.
+    fn moves(&self, target: &Target, seen: &Seen, now: Instant) -> bool {
+        let rested = now >= self.not_before;
+        let gain = target.lsn.saturating_sub(seen.confirmed);
+        let follows = !target.held && target.lsn >= seen.confirmed && seen.restart < seen.live_restart;
+        let news = self.last_restarts != [seen.restart, seen.live_restart];
+        rested && gain >= STEP_BYTES || follows && target.lsn - seen.restart >= STEP_BYTES && (rested || news)
+    }
+
+    fn moved(&mut self, seen: &Seen, took: Duration, now: Instant) {
+        self.not_before = now + took * SHARE;
+        self.last_restarts = [seen.restart, seen.live_restart];
     }
 
     /// Whether to ask for a record of running transactions: much WAL is kept although nobody writes any more, and

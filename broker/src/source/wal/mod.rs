@@ -5,7 +5,7 @@
 //! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
 //! - [`gate`]: only what others can see is yielded
 //! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
-//! - [`floor`]: moves the persistent slot up behind what is acknowledged
+//! - [`floor`]: moves the persistent slot up behind the window that a restart reads again
 //!
 //! The live slot is acknowledged promptly, always: a server cannot stop while a walsender's client holds its
 //! flush position back.
@@ -21,6 +21,7 @@ use walcast_wire::Epoch;
 use super::{Source, SourceError};
 use crate::event::{Changes, Commit};
 use crate::health::{Health, Part};
+use crate::hub::Hub;
 use crate::postgres::{Closed, Companion, Session, SessionState, Target, describe};
 use crate::router::TableRule;
 
@@ -38,7 +39,7 @@ pub mod seed;
 mod seeding;
 pub mod types;
 
-pub use config::{Config, Delivery};
+pub use config::{Config, Delivery, Replay};
 
 use assemble::{Assembler, Output};
 use connect::{Connected, Failure, Kind};
@@ -58,6 +59,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Wal {
     config: Config,
+    replay: Replay,
+    hub: Arc<Hub>,
     target: Target,
     companion: Arc<Companion>,
     health: Arc<Health>,
@@ -70,6 +73,8 @@ pub struct Wal {
     live: Option<Live>,
     /// The number line that was streamed last, and how far it was yielded.
     line: Option<(Epoch, u64)>,
+    /// On which number line everything up to where is published.
+    published: Option<(Epoch, u64)>,
     /// All current values were read on that line.
     seeded: bool,
     /// They were read once, on whatever line: from then on every failure may pass.
@@ -106,10 +111,18 @@ impl std::fmt::Debug for Live {
 impl Wal {
     /// Connects to nothing yet.
     #[must_use]
-    pub fn new(config: Config, companion: Arc<Companion>, health: Arc<Health>) -> Self {
+    pub fn new(
+        config: Config,
+        replay: Replay,
+        companion: Arc<Companion>,
+        health: Arc<Health>,
+        hub: Arc<Hub>,
+    ) -> Self {
         Self {
             target: companion.target().clone(),
             config,
+            replay,
+            hub,
             companion,
             health,
             tables: Vec::new(),
@@ -118,6 +131,7 @@ impl Wal {
             reread_after: None,
             live: None,
             line: None,
+            published: None,
             seeded: false,
             begun: false,
             silences: 0,
@@ -129,14 +143,15 @@ impl Wal {
     async fn connect(&mut self) -> Result<Live, Failure> {
         let silence_max = self.config.lease / 2 * 2_u32.pow(self.silences.min(SILENCE_DOUBLINGS_MAX));
         let Connected { stream, start, key, walsender } =
-            connect::connect(&self.target, &self.companion, &self.config, silence_max).await?;
+            connect::connect(&self.target, &self.companion, &self.config, silence_max, self.published)
+                .await?;
         let gate = match self.config.delivery {
             Delivery::Visible => {
                 Some(Gate::connect(&self.target, self.config.lease, Arc::clone(&self.health)).await?)
             }
             Delivery::Fast => None,
         };
-        let (acknowledged, target) = watch::channel(0);
+        let (acknowledged, watched) = watch::channel(0);
         let floor = Floor {
             companion: Arc::clone(&self.companion),
             health: Arc::clone(&self.health),
@@ -144,7 +159,9 @@ impl Wal {
             live: self.config.live_slot(),
             mark: self.config.mark_slot(),
             walsender,
-            target,
+            acknowledged: watched,
+            hub: Arc::clone(&self.hub),
+            wal_bytes: self.replay.wal_bytes,
         };
         let mut companion = self.companion.watch();
         companion.mark_unchanged();
@@ -386,6 +403,7 @@ impl Source for Wal {
     }
 
     async fn ack(&mut self, upto: u64) -> Result<(), SourceError> {
+        self.published = self.line.map(|(epoch, _)| (epoch, upto));
         if let Some(live) = &self.live {
             live.stream.ack(upto);
             live.acknowledged.send_replace(upto);
