@@ -264,7 +264,8 @@ pub struct State {
 pub enum Effect {
     /// The event's data becomes the value.
     Put,
-    /// As `Put` where there is a value; elsewhere the event is dropped.
+    /// As `Put` where there is a value, or was where the same record took the row from; elsewhere
+    /// the event is dropped.
     PutIfPresent,
     /// The value goes away; where there is none, the event is dropped.
     Clear,

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
+use super::merge::merge;
 use crate::event::{Commit, Event};
 
 /// What stands before the event object in a WebSocket text frame.
@@ -67,6 +69,34 @@ impl Encoded {
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
         self.frame.len() + self.topic.as_str().len() + OVERHEAD_BYTES
+    }
+}
+
+#[derive(Deserialize)]
+struct Names {
+    #[serde(default)]
+    unchanged: Vec<Arc<str>>,
+}
+
+impl Encoded {
+    /// The same with unsent columns taken from `known`; `None` if that changes nothing.
+    pub(super) fn filled(&self, known: &[u8]) -> Option<Self> {
+        let unchanged: Vec<Arc<str>> = serde_json::from_slice::<Names>(&self.json()).ok()?.unchanged;
+        let mut text = Vec::new();
+        write_names("unchanged", &unchanged, &mut text);
+        let (start, end) = (self.data.0 as usize, self.data.1 as usize);
+        let rest = self.frame.get(end..)?;
+        let at = rest.windows(text.len().max(1)).position(|window| window == text)?;
+        let (data, still) = merge(&self.data(), &unchanged, known)?;
+        let mut out = Vec::with_capacity(self.frame.len() + data.len());
+        out.extend_from_slice(self.frame.get(..start)?);
+        out.extend_from_slice(&data);
+        out.extend_from_slice(rest.get(..at)?);
+        write_names("unchanged", &still, &mut out);
+        out.extend_from_slice(rest.get(at + text.len()..)?);
+        let end = u32::try_from(start + data.len()).ok()?;
+        let (cursor, topic, index) = (self.cursor, self.topic.clone(), self.index);
+        Some(Self { cursor, topic, frame: Bytes::from(out), data: (self.data.0, end), index })
     }
 }
 

@@ -70,6 +70,29 @@ impl History {
         self.log.push_back((now, event));
     }
 
+    /// Puts others in the place of a topic's events at these positions, as far as they are still held.
+    pub(super) fn replace(
+        &mut self,
+        topic: &Topic,
+        positions: &[Position],
+        make: impl Fn(&Encoded) -> Option<Encoded>,
+    ) {
+        let Some(log) = self.by_topic.get_mut(topic) else { return };
+        for &position in positions {
+            let start = log.partition_point(|event| event.position() < position);
+            for held in log.range_mut(start..).take_while(|event| event.position() == position) {
+                let Some(new) = make(held).map(Arc::new) else { continue };
+                let start = self.log.partition_point(|(_, event)| event.position() < position);
+                let same = |(_, event): &&mut (Instant, Arc<Encoded>)| Arc::ptr_eq(event, held);
+                let Some((_, place)) = self.log.range_mut(start..).find(same) else { continue };
+                self.bytes += new.cost_bytes() as u64;
+                self.bytes -= held.cost_bytes() as u64;
+                *place = Arc::clone(&new);
+                *held = new;
+            }
+        }
+    }
+
     /// Drops what exceeds a limit. The newest unit stays, whatever its size, unless it is too old.
     pub(super) fn evict(&mut self, now: Instant) {
         while let Some((at, oldest)) = self.log.front() {

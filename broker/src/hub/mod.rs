@@ -6,6 +6,7 @@
 
 mod encoded;
 mod history;
+mod merge;
 mod registry;
 mod retained;
 mod subscription;
@@ -23,7 +24,7 @@ pub use self::encoded::Encoded;
 use self::encoded::Encoder;
 use self::history::{History, Limits};
 use self::registry::Registry;
-use self::retained::{Retained, Verdict};
+use self::retained::{Filling, Retained, Verdict};
 pub use self::subscription::{CurrentValues, Delivery, From, Subscription};
 use crate::event::{Batch, Effect, Entry, Event, Note, State};
 
@@ -300,7 +301,11 @@ impl Inner {
                 }
             }
             Some(Note::SeedBegin(tables)) => self.retained.seed_begin(Arc::clone(tables)),
-            Some(Note::Seed { snapshot, events }) => self.retained.seed(snapshot, events),
+            Some(Note::Seed { snapshot, events }) => {
+                for Filling { topic, positions, data } in self.retained.seed(snapshot, events) {
+                    self.history.replace(&topic, &positions, |event| event.filled(&data));
+                }
+            }
             Some(Note::SeedEnd { snapshot, settle }) => self.retained.seed_end(snapshot, *settle),
         }
         if batch.upto > line.head {

@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::{MapAccess, Visitor};
-use serde_json::value::RawValue;
 use walcast_wire::{Op, Position, Topic, TopicPattern};
 
+use super::merge::merge;
 use crate::event::{Commit, Effect, Event, Snapshot};
 
 /// Bookkeeping that a value costs beside its bytes.
@@ -26,6 +25,8 @@ struct Value {
     round: u32,
     /// Whether its row is a member is for the seed to say: the stream brought a change of it that does not tell.
     unsure: bool,
+    /// From where it moved, and by which transaction, since the seed is to complete it.
+    path: Vec<(Topic, u32)>,
 }
 
 impl Value {
@@ -36,6 +37,26 @@ impl Value {
     fn xid(&self) -> Option<u32> {
         self.event.commit.as_ref().map(|commit| commit.xid)
     }
+
+    /// Whether the seed has yet to say something of its row.
+    fn lacks(&self) -> bool {
+        self.unsure || !self.event.unchanged.is_empty()
+    }
+
+    /// The topic of its row in this snapshot.
+    fn origin(&self, snapshot: &Snapshot) -> &Topic {
+        let moved = self.path.iter().find(|(_, xid)| !snapshot.contains(*xid));
+        moved.map_or(&self.event.topic, |(from, _)| from)
+    }
+}
+
+/// What the seed knows of columns that events of history were sent without.
+#[derive(Debug)]
+pub(super) struct Filling {
+    pub(super) topic: Topic,
+    /// Where those events are.
+    pub(super) positions: Vec<Position>,
+    pub(super) data: Bytes,
 }
 
 /// A seeding under way.
@@ -48,8 +69,12 @@ struct Seeding {
     reading: bool,
     /// Topics and tables cleared since it began, by which transaction.
     cleared: HashMap<Topic, u32>,
-    /// Where rows went whose value was not known when they moved.
-    moved: HashMap<Topic, Topic>,
+    /// Where rows went that the seed is to complete, by each topic that they left.
+    departed: HashMap<Topic, Vec<Topic>>,
+    /// Events that lack columns, by topic, since its row came there.
+    lacking: HashMap<Topic, Vec<Position>>,
+    /// Values that were known before and that the rows read no longer hold: the stream has yet to say why.
+    gone: Vec<(Topic, Arc<str>)>,
     cleared_tables: HashMap<Arc<str>, u32>,
 }
 
@@ -57,6 +82,15 @@ impl Seeding {
     /// Whether the rows read already contain what this transaction did.
     fn contains(&self, xid: u32) -> bool {
         self.snapshot.as_ref().is_some_and(|snapshot| snapshot.contains(xid))
+    }
+
+    /// Remembers which events lack columns that the seed will tell.
+    fn note_lacking(&mut self, event: &Event, effect: Effect) {
+        if !self.reading || effect == Effect::Clear || event.unchanged.is_empty() {
+            self.lacking.remove(&event.topic);
+        } else {
+            self.lacking.entry(event.topic.clone()).or_default().push(event.position);
+        }
     }
 }
 
@@ -66,8 +100,8 @@ struct Left {
     position: Position,
     table: Arc<str>,
     topic: Topic,
-    /// `None`: its row is still to be read by the seed.
-    data: Option<Bytes>,
+    /// `None`: it was not known.
+    value: Option<Value>,
 }
 
 /// Whether an event goes on into history.
@@ -113,44 +147,58 @@ impl Retained {
             snapshot: None,
             reading: true,
             cleared: HashMap::new(),
-            moved: HashMap::new(),
+            departed: HashMap::new(),
+            lacking: HashMap::new(),
+            gone: Vec::new(),
             cleared_tables: HashMap::new(),
         });
     }
 
-    /// Takes rows read by seeding, unless the stream brought something newer.
-    pub(super) fn seed(&mut self, snapshot: &Arc<Snapshot>, events: &[Event]) {
-        let Some(seeding) = &mut self.seeding else { return };
+    /// Takes rows read by seeding, unless the stream brought something newer; what they tell of events that the
+    /// stream brought.
+    pub(super) fn seed(&mut self, snapshot: &Arc<Snapshot>, events: &[Event]) -> Vec<Filling> {
+        let mut fillings = Vec::new();
+        let Some(seeding) = &mut self.seeding else { return fillings };
         let snapshot = &**seeding.snapshot.get_or_insert_with(|| Arc::clone(snapshot));
+        let newer = |xid: Option<u32>| xid.is_some_and(|xid| !snapshot.contains(xid));
         for event in events {
             let Some(state) = &event.state else { continue };
-            let newer = |xid: Option<u32>| xid.is_some_and(|xid| !snapshot.contains(xid));
-            if newer(seeding.cleared_tables.get(&state.table).copied())
-                || newer(seeding.cleared.get(&event.topic).copied())
-            {
-                let to = seeding.moved.get(&event.topic);
-                if let Some(value) = to.and_then(|topic| self.values.get_mut(topic)) {
-                    self.bytes -= value.cost_bytes();
-                    merge_unchanged(Arc::make_mut(&mut value.event), &event.data);
-                    self.bytes += value.cost_bytes();
-                }
+            if newer(seeding.cleared_tables.get(&state.table).copied()) {
                 continue;
             }
             // What the stream brought before this seeding is in the snapshot, whatever its id looks like by now.
-            if let Some(value) = self.values.get_mut(&event.topic)
-                && value.round == self.round
-                && newer(value.xid())
+            let is_newer = |value: &Value| value.round == self.round && newer(value.xid());
+            let same_row = |topic: &&Topic| {
+                let value = self.values.get(*topic);
+                value.is_some_and(|value| is_newer(value) && *value.origin(snapshot) == event.topic)
+            };
+            let departed = seeding.departed.get(&event.topic).into_iter().flatten();
+            let now = departed.chain([&event.topic]).find(same_row).cloned();
+            let mut fill = |topic: &Topic, data: &Bytes| {
+                if let Some(positions) = seeding.lacking.remove(topic) {
+                    fillings.push(Filling { topic: topic.clone(), positions, data: data.clone() });
+                }
+            };
+            if let Some((topic, value)) = now.and_then(|it| self.values.get_mut(&it).map(|value| (it, value)))
             {
                 self.bytes -= value.cost_bytes();
                 merge_unchanged(Arc::make_mut(&mut value.event), &event.data);
                 self.bytes += value.cost_bytes();
-                value.unsure = false;
+                (value.unsure, value.path) = (false, Vec::new());
+                fill(&topic, &event.data);
                 continue;
             }
+            if newer(seeding.cleared.get(&event.topic).copied())
+                || self.values.get(&event.topic).is_some_and(is_newer)
+            {
+                continue;
+            }
+            fill(&event.topic, &event.data);
             let (event, table) = (Arc::new(event.clone()), Arc::clone(&state.table));
-            let value = Value { event, table, round: self.round, unsure: false };
+            let value = Value { event, table, round: self.round, unsure: false, path: Vec::new() };
             insert(&mut self.values, &mut self.bytes, value);
         }
+        fillings
     }
 
     /// All rows were read: values of the seeded tables that were not confirmed are gone.
@@ -159,14 +207,18 @@ impl Retained {
         seeding.reading = false;
         let snapshot = &**seeding.snapshot.get_or_insert_with(|| Arc::clone(snapshot));
         let (round, bytes) = (self.round, &mut self.bytes);
-        self.values.retain(|_, value| {
+        (seeding.departed, seeding.lacking) = (HashMap::new(), HashMap::new());
+        let (tables, gone) = (&seeding.tables, &mut seeding.gone);
+        self.values.retain(|topic, value| {
             // Contained in the snapshot, yet not replaced by a row: the row was gone by then.
             let contained = value.xid().is_some_and(|xid| snapshot.contains(xid));
             let confirmed = value.round == round && !contained && !value.unsure;
-            let keep = confirmed || !seeding.tables.contains(&value.table);
+            let keep = confirmed || !tables.contains(&value.table);
             if !keep {
                 *bytes -= value.cost_bytes();
+                gone.push((topic.clone(), Arc::clone(&value.table)));
             }
+            value.path = Vec::new();
             keep
         });
         self.settle = Some(settle);
@@ -192,6 +244,7 @@ impl Retained {
         let (Some(state), Some(commit)) = (event.state.clone(), event.commit.clone()) else {
             return Verdict::Keep;
         };
+        let mut reading = None;
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(&state.table)
         {
@@ -199,51 +252,66 @@ impl Retained {
                 if let Some(value) = self.values.get(&event.topic) {
                     merge_unchanged(event, &value.event.data);
                 }
+                seeding.note_lacking(event, state.effect);
                 return Verdict::Keep;
             }
             match state.effect {
                 Effect::Clear if seeding.reading => seeding.cleared.insert(event.topic.clone(), commit.xid),
                 _ => seeding.cleared.remove(&event.topic),
             };
+            reading = Some(seeding).filter(|seeding| seeding.reading);
         }
-        let reading = self
-            .seeding
-            .as_ref()
-            .is_some_and(|seeding| seeding.reading && seeding.tables.contains(&state.table));
         if state.effect == Effect::Clear {
-            let old = remove(&mut self.values, &mut self.bytes, &event.topic);
-            if old.is_none() && self.settled {
+            let value = remove(&mut self.values, &mut self.bytes, &event.topic);
+            if value.is_none() && self.settled {
                 return Verdict::Drop;
             }
-            self.left = Some(Left {
-                position: event.position,
-                table: state.table,
-                topic: event.topic.clone(),
-                data: old.map(|old| old.event.data.clone()),
-            });
+            if let Some(seeding) = reading {
+                seeding.note_lacking(event, state.effect);
+            }
+            let topic = event.topic.clone();
+            self.left = Some(Left { position: event.position, table: state.table, topic, value });
             return Verdict::Keep;
         }
         let moved = self.left.take().filter(|it| it.position == event.position && it.table == state.table);
-        if let Some(Left { topic, data: None, .. }) = &moved
-            && let Some(seeding) = self.seeding.as_mut().filter(|_| reading)
-        {
-            seeding.moved.insert(topic.clone(), event.topic.clone());
-        }
-        let moved = moved.and_then(|it| it.data);
-        let old = self.values.get(&event.topic);
-        if let Some(known) = moved.as_ref().or(old.map(|old| &old.event.data)) {
-            merge_unchanged(event, known);
+        let (from, mut left) = moved.map(|it| (it.topic, it.value)).unzip();
+        // A row that comes from elsewhere has nothing to do with what the topic held.
+        let old = match &mut left {
+            Some(left) => left.as_mut(),
+            None => self.values.get_mut(&event.topic),
+        };
+        if let Some(old) = &old {
+            merge_unchanged(event, &old.event.data);
         }
         let whole = event.unchanged.is_empty() && event.omitted.is_empty();
-        let same = |old: &Value| whole && event.op == Op::Update && old.event.data == event.data;
-        match old {
+        let same =
+            |old: &Value| whole && from.is_none() && event.op == Op::Update && old.event.data == event.data;
+        match &old {
             // Only a seed that is still reading may yet say that the row is a member.
-            None if !reading && state.effect == Effect::PutIfPresent => return Verdict::Drop,
+            None if reading.is_none() && state.effect == Effect::PutIfPresent => return Verdict::Drop,
             Some(old) if self.settled && same(old) => return Verdict::Drop,
             _ => {}
         }
-        let unsure = old.is_none() && state.effect == Effect::PutIfPresent;
-        let value = Value { event: Arc::new(event.clone()), table: state.table, round: self.round, unsure };
+        // What was a member before the seeding need not be one by the rules of now.
+        let member = |old: &Value| !old.unsure && (reading.is_none() || old.round == self.round);
+        let unsure = state.effect == Effect::PutIfPresent && !old.as_deref().is_some_and(member);
+        let mut path = old.map(|old| std::mem::take(&mut old.path)).unwrap_or_default();
+        path.extend(from.map(|from| (from, commit.xid)));
+        let event_now = Arc::new(event.clone());
+        let mut value = Value { event: event_now, table: state.table, round: self.round, unsure, path };
+        match reading {
+            Some(seeding) => {
+                seeding.note_lacking(event, state.effect);
+                if value.lacks() {
+                    for (from, _) in &value.path {
+                        seeding.departed.entry(from.clone()).or_default().push(event.topic.clone());
+                    }
+                } else {
+                    value.path = Vec::new();
+                }
+            }
+            None => value.path = Vec::new(),
+        }
         insert(&mut self.values, &mut self.bytes, value);
         Verdict::Keep
     }
@@ -275,6 +343,12 @@ impl Retained {
             }
             !gone
         });
+        if let Some(seeding) = self.seeding.as_mut().filter(|_| contained) {
+            // Emptied before the rows were read: of what is no longer there, this is what is told.
+            let emptied = seeding.gone.extract_if(.., |(_, of)| of == table);
+            topics.extend(emptied.map(|(topic, _)| topic).filter(|topic| !self.values.contains_key(topic)));
+            topics.sort_unstable();
+        }
         topics
     }
 
@@ -312,66 +386,9 @@ fn remove(values: &mut BTreeMap<Topic, Value>, bytes: &mut u64, topic: &Topic) -
     Some(old)
 }
 
-/// Fills the columns that Postgres did not send from an older value of the same row, in its order, so that
-/// equal rows have equal bytes.
+/// Fills the columns that Postgres did not send from an older value of the same row.
 fn merge_unchanged(event: &mut Event, old: &[u8]) {
-    if event.unchanged.is_empty() {
-        return;
-    }
-    let (Ok(new), Ok(old)) = (serde_json::from_slice::<Fields<'_>>(&event.data), serde_json::from_slice(old))
-    else {
-        return;
-    };
-    let (new, old): (Fields<'_>, Fields<'_>) = (new, old);
-    let missing = |name: &str| event.unchanged.iter().any(|unchanged| **unchanged == *name);
-    let mut out = Vec::with_capacity(event.data.len() + 64);
-    let mut write = |name: &str, value: &RawValue| {
-        out.push(if out.is_empty() { b'{' } else { b',' });
-        // Writing to a Vec does not fail.
-        let _ = serde_json::to_writer(&mut out, name);
-        out.push(b':');
-        out.extend_from_slice(value.get().as_bytes());
-    };
-    for (name, value) in &old.0 {
-        match new.0.iter().find(|(other, _)| other == name) {
-            Some((_, value)) => write(name, value),
-            None if missing(name) => write(name, value),
-            None => {}
-        }
-    }
-    for (name, value) in &new.0 {
-        if !old.0.iter().any(|(other, _)| other == name) {
-            write(name, value);
-        }
-    }
-    if out.is_empty() {
-        return;
-    }
-    out.push(b'}');
-    let unchanged = event.unchanged.iter().filter(|name| !old.0.iter().any(|(other, _)| **other == ***name));
-    event.unchanged = unchanged.cloned().collect();
-    event.data = Bytes::from(out);
-}
-
-/// The fields of a JSON object in their order, values untouched.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de> serde::Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Fields<'de>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Fields(fields))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
+    if let Some((data, unchanged)) = merge(&event.data, &event.unchanged, old) {
+        (event.data, event.unchanged) = (data, unchanged);
     }
 }

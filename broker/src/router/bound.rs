@@ -66,10 +66,9 @@ impl Bound<'_> {
             None => None,
         };
         let moved = from.filter(|from| to.as_ref() != Some(from));
-        // What the condition does not tell stays as it was. But where the row was is not where it is now,
-        // and of the two ways to be wrong, showing it hides nothing.
-        let effect = match (membership, &moved) {
-            (Membership::AsBefore, None) => Effect::PutIfPresent,
+        // What the condition does not tell stays as it was, where the row was.
+        let effect = match membership {
+            Membership::AsBefore => Effect::PutIfPresent,
             _ => Effect::Put,
         };
         if let Some(from) = moved {

@@ -94,13 +94,18 @@ impl Broker {
 
     /// Starts on a database that is set up.
     pub(crate) async fn on(name: &str, config: Config, sql: Sql) -> Self {
+        let broker = Self::begin(name, config, sql).await;
+        broker.ready().await;
+        broker
+    }
+
+    /// The same, without waiting until it is ready.
+    pub(crate) async fn begin(name: &str, config: Config, sql: Sql) -> Self {
         let node = Node::start(config.clone()).await.unwrap();
         let client = Client::new(&format!("http://{}", node.http)).unwrap();
         let url = config.postgres.url.as_ref().unwrap().expose().to_owned();
         let http = Plain { address: node.http };
-        let broker = Self { name: name.to_owned(), url, config, sql, client, http, node: Some(node) };
-        broker.ready().await;
-        broker
+        Self { name: name.to_owned(), url, config, sql, client, http, node: Some(node) }
     }
 
     /// Waits until it is ready.

@@ -27,6 +27,7 @@ mod reload;
 mod restart;
 mod rows;
 mod seed;
+mod seeding;
 mod server;
 mod serving;
 mod sql;

@@ -267,3 +267,68 @@ fn a_row_that_moves_while_it_is_read_keeps_its_unsent_columns() {
     let mut vm = feed.subscribe(&["vm/*"], From::Current);
     assert_eq!(events(&mut vm, 10), [r#"101:1 vm/new snapshot {"id":2,"logs":"long"}"#]);
 }
+
+/// A change that lacks the column `logs`.
+fn lacking(lsn: u64, topic: &str, effect: Effect, data: &'static str) -> Entry {
+    let Entry::Event(event) = state(lsn, 25, topic, Op::Update, effect, data) else { unreachable!() };
+    Entry::Event(Event { unchanged: Box::from(["logs".into()]), ..event })
+}
+
+#[test]
+fn rows_that_change_places_while_they_are_read_keep_their_own_columns() {
+    let mut feed = Feed::new(100);
+    feed.begin_seed();
+    // The first goes from a by c to b, the second from b to a.
+    let put = |lsn, topic, data| lacking(lsn, topic, Effect::Put, data);
+    feed.send(vec![put(101, "vm/a", r#"{"n":1}"#)]);
+    feed.send(vec![clear(103, 25, "vm/a"), put(103, "vm/c", r#"{"n":2}"#)]);
+    feed.send(vec![clear(105, 25, "vm/b"), put(105, "vm/a", r#"{"n":3}"#)]);
+    feed.send(vec![clear(107, 25, "vm/c"), put(107, "vm/b", r#"{"n":4}"#)]);
+    feed.seed(
+        "20:20:",
+        vec![seeded("vm/a", r#"{"n":0,"logs":"first"}"#), seeded("vm/b", r#"{"n":0,"logs":"second"}"#)],
+    );
+    feed.end_seed("20:20:", feed.head);
+    let mut vm = feed.subscribe(&["vm/*"], From::Current);
+    let expected =
+        [r#"105:1 vm/a snapshot {"logs":"second","n":3}"#, r#"107:1 vm/b snapshot {"logs":"first","n":4}"#];
+    assert_eq!(events(&mut vm, 10), expected);
+}
+
+#[test]
+fn an_event_gets_the_columns_that_only_the_seed_knows() {
+    let mut feed = Feed::new(100);
+    let mut early = feed.subscribe(&["vm/*"], From::Current);
+    feed.begin_seed();
+    feed.send(vec![lacking(101, "vm/a", Effect::Put, r#"{"n":1}"#)]);
+    let Entry::Event(contained) = lacking(103, "vm/b", Effect::Put, r#"{"n":1}"#) else { unreachable!() };
+    feed.seed("20:20:", vec![seeded("vm/a", r#"{"n":0,"logs":"a"}"#)]);
+    feed.send(vec![Entry::Event(Event { commit: Some(commit(103, 15)), ..contained })]);
+    feed.seed("20:20:", vec![seeded("vm/b", r#"{"n":2,"logs":"b"}"#)]);
+    feed.end_seed("20:20:", feed.head);
+    let expected = [r#"101:1 vm/a update {"logs":"a","n":1}"#, r#"103:1 vm/b update {"logs":"b","n":1}"#];
+    assert_eq!(events(&mut early, 10), expected);
+}
+
+#[test]
+fn a_row_that_moves_is_a_member_where_it_goes_if_it_was_where_it_came_from() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 25, "vm/in", r#"{"logs":"long"}"#)]);
+    let moved = |lsn, topic| lacking(lsn, topic, Effect::PutIfPresent, "{}");
+    feed.send(vec![clear(103, 25, "vm/in"), moved(103, "vm/a")]);
+    feed.send(vec![clear(105, 25, "vm/out"), moved(105, "vm/b")]);
+    let mut vm = feed.subscribe(&["vm/*"], From::Current);
+    assert_eq!(events(&mut vm, 10), [r#"103:1 vm/a snapshot {"logs":"long"}"#]);
+}
+
+#[test]
+fn a_truncate_before_the_rows_were_read_is_told_of_what_is_no_longer_there() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.begin_seed();
+    feed.end_seed("20:20:", Position::before(110));
+    let (position, commit) = (Position::new(103, 1), commit(103, 15));
+    feed.send(vec![Entry::ClearTable { position, table: "public.vms".into(), commit, partial: false }]);
+    assert_eq!(events(&mut vm, 10), ["103:1 vm/a truncate null"]);
+}

@@ -202,7 +202,7 @@ fn membership() {
     check(
         &r,
         update(&t, moved, &["b", "…"]),
-        &[r#"clear delete vm/a {"host":"a"}"#, r#"put update vm/b {"host":"b"} ~status"#],
+        &[r#"clear delete vm/a {"host":"a"}"#, r#"put? update vm/b {"host":"b"} ~status"#],
     );
 }
 
