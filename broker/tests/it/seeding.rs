@@ -1,7 +1,7 @@
 //! Current values under load: whatever is written while tables are read, once the stream is caught up they are
 //! what SELECT says, and so is what a client made of snapshot and events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,11 +141,25 @@ struct Mirror {
     transport: Transport,
     after: After,
     values: Values,
+    /// What it was told of without some column, and knew nothing of before.
+    lacking: BTreeSet<String>,
 }
 
 impl Mirror {
     fn new(transport: Transport, after: After) -> Self {
-        Self { transport, after, values: Values::new() }
+        Self { transport, after, values: Values::new(), lacking: BTreeSet::new() }
+    }
+
+    /// The stream passed a row on before the seed came to it, and said which columns it left out: of these
+    /// topics a client asks for the value.
+    async fn ask(&mut self, client: &Client) {
+        for topic in std::mem::take(&mut self.lacking) {
+            let request = EventsRequest::new(patterns(&[&topic]));
+            let reply = within("the value", client.poll(&request)).await.unwrap();
+            let event = broker::value(reply.events.first().unwrap());
+            assert_eq!(event.unchanged, [""; 0], "{topic}");
+            self.values.insert(topic, event.data);
+        }
     }
 
     /// Follows up to this mark.
@@ -158,6 +172,7 @@ impl Mirror {
                 Ok(Some(Message::Subscribed { .. })) => continue,
                 Ok(Some(Message::Reset(_))) => {
                     self.values.clear();
+                    self.lacking.clear();
                     continue;
                 }
                 other => panic!("{:?}: {other:?}", self.transport),
@@ -166,19 +181,24 @@ impl Mirror {
             if topic == MARK {
                 if event.data == *mark {
                     self.after = After::Cursor(event.cursor);
+                    self.ask(&client).await;
                     return self;
                 }
                 continue;
             }
             if matches!(event.op, Op::Delete | Op::Truncate) {
                 self.values.remove(&topic);
+                self.lacking.remove(&topic);
                 continue;
+            }
+            if event.unchanged.is_empty() {
+                self.lacking.remove(&topic);
             }
             let mut data = event.data;
             for name in &event.unchanged {
-                // Nobody may know it of a row that is soon gone; what stays is compared.
-                if let Some(known) = self.values.get(&topic) {
-                    data[name] = known[name].clone();
+                match self.values.get(&topic).and_then(|known| known.get(name)) {
+                    Some(known) => data[name] = known.clone(),
+                    None => _ = self.lacking.insert(topic.clone()),
                 }
             }
             self.values.insert(topic, data);
