@@ -280,6 +280,11 @@ impl Retained {
             Some(left) => left.as_mut(),
             None => self.values.get_mut(&event.topic),
         };
+        // Once the snapshot is known, what it contains waits for the seed: older values are behind.
+        let old = old.filter(|old| match reading.as_ref().and_then(|seeding| seeding.snapshot.as_ref()) {
+            Some(snapshot) => old.round == self.round && old.xid().is_none_or(|xid| !snapshot.contains(xid)),
+            None => true,
+        });
         if let Some(old) = &old {
             merge_unchanged(event, &old.event.data);
         }

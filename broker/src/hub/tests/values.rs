@@ -332,3 +332,17 @@ fn a_truncate_before_the_rows_were_read_is_told_of_what_is_no_longer_there() {
     feed.send(vec![Entry::ClearTable { position, table: "public.vms".into(), commit, partial: false }]);
     assert_eq!(events(&mut vm, 10), ["103:1 vm/a truncate null"]);
 }
+
+#[test]
+fn columns_are_not_taken_from_a_value_that_is_behind_the_seed() {
+    let mut feed = Feed::new(100);
+    feed.begin_seed();
+    feed.send(vec![put(101, 10, "vm/a", r#"{"logs":"old"}"#)]);
+    feed.seed("20:20:", vec![seeded("vm/b", "1")]);
+    feed.send(vec![put(103, 11, "vm/a", r#"{"logs":"new"}"#)]);
+    feed.send(vec![lacking(105, "vm/a", Effect::Put, "{}")]);
+    feed.seed("20:20:", vec![seeded("vm/a", r#"{"logs":"new"}"#)]);
+    feed.end_seed("20:20:", feed.head);
+    let mut vm = feed.subscribe(&["vm/a"], From::Current);
+    assert_eq!(events(&mut vm, 10), [r#"105:1 vm/a snapshot {"logs":"new"}"#]);
+}
