@@ -124,6 +124,8 @@ declare! {
     gauge STATE_VALUES = "walcast_state_values", "current values of state topics";
     gauge STATE_BYTES = "walcast_state_bytes", "memory of the current values";
     gauge HEAD = "walcast_head_lsn", "LSN up to which everything has been delivered, as a number";
+    counter REBUILDS_TOTAL = "walcast_rebuilds_total",
+        "number lines that ended, each with a reset for every client; label reason";
     counter MESSAGES_FORGED_TOTAL = "walcast_messages_forged_total",
         "messages that claim our prefix without our key; none is delivered";
     counter ROUTER_DROPPED_TOTAL = "walcast_router_dropped_total",

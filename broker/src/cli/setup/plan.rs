@@ -255,7 +255,7 @@ pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
     }
     let slot = &options.source;
     if !current.generation || current.needs_slot() {
-        let sql = vec![statements::new_generation(slot)];
+        let sql = vec![statements::new_generation(slot, &options.publication)];
         step(Who::Broker, format!("new generation of slot {slot}"), Action::Transaction(sql));
     }
     if current.slot == Slot::Lost {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::PublishedTable;
+use crate::source::wal::rebuild::LOCK;
+pub(crate) use crate::source::wal::rebuild::{OPEN_TRANSACTIONS, create_slot};
 
 /// Where refinery notes what it applied: inside the schema, so that it goes with it.
 pub(crate) const HISTORY: &str = "walcast.refinery_schema_history";
@@ -14,18 +16,6 @@ pub(crate) const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS walcast";
 /// As refinery creates it, for those who run the printed statements.
 pub(crate) const CREATE_HISTORY: &str = "CREATE TABLE IF NOT EXISTS walcast.refinery_schema_history (\
      version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255))";
-
-/// Who holds a transaction id, the oldest first. Readable by every role.
-pub(crate) const OPEN_TRANSACTIONS: &str = "SELECT string_agg(holder, ', ') FROM (
-     SELECT coalesce('pid ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.usename,
-                nullif(a.application_name, ''), 'open for ' || date_trunc('second', now() - a.xact_start)), '')
-            || ')', ''), 'prepared transaction ' || coalesce(p.gid, l.transactionid::text)) AS holder
-     FROM pg_locks l
-     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-     LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction = l.transactionid
-     WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
-         AND l.pid IS DISTINCT FROM pg_backend_pid()
-     ORDER BY a.xact_start NULLS FIRST LIMIT 5) AS holders";
 
 pub(crate) const SESSION_END: &str = "SELECT pg_advisory_unlock(hashtext('walcast setup'));
      RESET search_path; RESET statement_timeout; RESET idle_in_transaction_session_timeout; RESET lock_timeout";
@@ -45,7 +35,7 @@ pub(crate) fn literal(text: &str) -> String {
 pub(crate) fn session(lock_timeout: Duration) -> String {
     format!(
         "SET search_path = pg_catalog; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-         SET lock_timeout = {}; SELECT pg_advisory_lock(hashtext('walcast setup'))",
+         SET lock_timeout = {}; {LOCK}",
         lock_timeout.as_millis().min(i32::MAX as u128)
     )
 }
@@ -86,18 +76,14 @@ pub(crate) fn drop_table(publication: &str, schema: &str, name: &str) -> String 
     format!("ALTER PUBLICATION {} DROP TABLE ONLY {}", ident(publication), table(schema, name))
 }
 
-pub(crate) fn new_generation(source: &str) -> String {
+pub(crate) fn new_generation(source: &str, publication: &str) -> String {
     format!(
-        "INSERT INTO walcast.source (slot) VALUES ({}) \
-         ON CONFLICT (slot) DO UPDATE SET generation = DEFAULT, created_at = DEFAULT",
-        literal(source)
+        "INSERT INTO walcast.source (slot, publication_oid) \
+         VALUES ({}, (SELECT oid FROM pg_publication WHERE pubname = {})) ON CONFLICT (slot) DO UPDATE \
+         SET generation = DEFAULT, created_at = DEFAULT, publication_oid = EXCLUDED.publication_oid",
+        literal(source),
+        literal(publication)
     )
-}
-
-/// `failover` exists from Postgres 17 on.
-pub(crate) fn create_slot(source: &str, failover: bool) -> String {
-    let failover = if failover { ", failover => true" } else { "" };
-    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput', false{failover})", literal(source))
 }
 
 pub(crate) fn drop_slot(name: &str) -> String {

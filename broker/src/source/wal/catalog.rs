@@ -15,7 +15,7 @@ use crate::source::SourceError;
 /// The oldest server whose pgoutput sends messages.
 const VERSION_MIN: i32 = 140_000;
 
-/// Makes sure that server, schema, publication and slot are there, then reads what the rules are to be
+/// Makes sure that server, schema and publication are there and that the slot is nobody else's, then reads what the rules are to be
 /// compared with. A table that does not exist is absent from the answer.
 ///
 /// # Errors
@@ -58,12 +58,14 @@ struct Server {
     slot: Option<Slot>,
 }
 
+/// A slot of the floor's name.
 #[derive(Clone, Debug)]
-struct Slot {
-    lost: bool,
+pub(super) struct Slot {
+    /// Postgres invalidated it.
+    pub(super) lost: bool,
     /// `None`: a physical slot.
-    plugin: Option<String>,
-    database: Option<String>,
+    pub(super) plugin: Option<String>,
+    pub(super) database: Option<String>,
 }
 
 async fn check_server(client: &Client, config: &Config) -> Result<(), Failure> {
@@ -147,28 +149,24 @@ impl Server {
             }
             Some(true) => {}
         }
-        let Some(found) = &self.slot else {
-            return Some(format!("the slot {slot} does not exist: run `walcast setup`"));
-        };
+        self.slot.as_ref().and_then(|found| found.foreign(slot, database))
+    }
+}
+
+impl Slot {
+    /// Whose else it is, if it is not the floor slot `slot` of this database.
+    pub(super) fn foreign(&self, slot: &str, database: &str) -> Option<String> {
         let other = "slot names are one per server, so choose another `source.slot` and run `walcast setup`";
-        match (&found.plugin, &found.database) {
-            (Some(plugin), Some(owner)) if plugin == "pgoutput" && owner == database => {}
+        match (&self.plugin, &self.database) {
+            (Some(plugin), Some(owner)) if plugin == "pgoutput" && owner == database => None,
             (Some(plugin), Some(owner)) if owner == database => {
-                return Some(format!("the slot {slot} uses the plugin {plugin}, not pgoutput: {other}"));
+                Some(format!("the slot {slot} uses the plugin {plugin}, not pgoutput: {other}"))
             }
             (Some(_), Some(owner)) => {
-                return Some(format!(
-                    "the slot {slot} belongs to the database {owner}, not to {database}: {other}"
-                ));
+                Some(format!("the slot {slot} belongs to the database {owner}, not to {database}: {other}"))
             }
-            _ => return Some(format!("the slot {slot} is a physical one, of a standby perhaps: {other}")),
+            _ => Some(format!("the slot {slot} is a physical one, of a standby perhaps: {other}")),
         }
-        found.lost.then(|| {
-            format!(
-                "the slot {slot} was invalidated, for more WAL was written than max_slot_wal_keep_size while no \
-                 broker ran: run `walcast setup`, which replaces it; clients are told to start anew"
-            )
-        })
     }
 }
 
@@ -362,8 +360,9 @@ mod tests {
         check(&|server| server.schema = false, &["database app", "walcast setup"]);
         check(&|server| server.via_root = None, &["publication walcast", "walcast setup"]);
         check(&|server| server.via_root = Some(false), &["publish_via_partition_root = true"]);
-        check(&|server| server.slot = None, &["slot walcast", "walcast setup"]);
-        with_slot(&|slot| slot.lost = true, &["invalidated", "walcast setup"]);
+        // The source makes these anew.
+        check(&|server| server.slot = None, &[]);
+        with_slot(&|slot| slot.lost = true, &[]);
         with_slot(&|slot| slot.plugin = Some("wal2json".into()), &["wal2json", "`source.slot`"]);
         with_slot(&|slot| slot.database = Some("other".into()), &["database other", "`source.slot`"]);
         with_slot(&|slot| (slot.plugin, slot.database) = (None, None), &["physical", "`source.slot`"]);

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::PgLsn;
 use walcast_wire::{Epoch, Position};
 
 use super::Config;
+use super::rebuild::{self, Standing};
 use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
 use crate::event::Start;
-use crate::postgres::{Companion, ConnectError, ConnectErrorKind, Target, describe};
+use crate::postgres::{Companion, ConnectError, ConnectErrorKind, Target};
 use crate::source::{Retry, SourceError};
 
 /// Pause before what needs an operator is tried again, once the broker has been running.
@@ -26,8 +26,8 @@ pub(super) const NOT_GRANTED: &str =
 pub(super) struct Connected {
     pub(super) stream: Stream,
     pub(super) start: Start,
-    /// Proves messages to be ours.
-    pub(super) key: String,
+    /// What it relies on.
+    pub(super) standing: Standing,
     /// The process of our walsender.
     pub(super) walsender: i32,
 }
@@ -41,17 +41,21 @@ pub(super) async fn connect(
     silence_max: Duration,
     published: Option<(Epoch, u64)>,
 ) -> Result<Connected, Failure> {
-    let Schema { key, generation, quiet_from } = read_schema(companion, config).await?;
+    let standing = rebuild::ensure(target, companion, config).await?;
     let mut connection = Connection::connect(target, "walcast", config.lease).await?;
-    let floor = copy_slot(&mut connection, config).await?;
+    let (floor, server_start) = copy_slot(&mut connection, companion, config).await?;
+    if server_start != standing.server_start {
+        companion.cut();
+        return Err(Failure::again(
+            "two sessions reached two different servers, or one was restarted meanwhile: connecting both again",
+        ));
+    }
     // Runs no SQL, and so cannot fail in a way that drops the temporary slot.
     let system = connection.query("IDENTIFY_SYSTEM").await?;
     let field = |i: usize| system.first().and_then(|row| row.get(i)).and_then(Option::as_deref);
     let (identifier, timeline) = (field(0).unwrap_or_default(), field(1).unwrap_or_default());
     let replay_until = field(2).and_then(parse_lsn).unwrap_or(floor);
-    let mut parts = vec!["wal", identifier, timeline, &config.slot, &generation, &config.publication];
-    parts.extend(PLUGIN.iter().flat_map(|(name, value)| [*name, *value]));
-    let epoch = Epoch::of(parts);
+    let epoch = epoch(identifier, timeline, &standing.generation, config, &PLUGIN);
     let published = published.filter(|(line, _)| *line == epoch).map_or(0, |(_, upto)| upto);
     // Never ahead of the server's log: that would be told as such, not skipped.
     let from = floor.max(published.min(replay_until));
@@ -68,51 +72,35 @@ pub(super) async fn connect(
         silence_max,
     };
     let stream = connection.start(&options).await?;
-    let quiet_from = quiet_from.unwrap_or(Position::before(from)).min(Position::before(from));
+    let quiet_from =
+        standing.quiet_before(floor).unwrap_or(Position::before(from)).min(Position::before(from));
     let start = Start { epoch, from, quiet_from, replay_until };
-    Ok(Connected { stream, start, key, walsender })
+    Ok(Connected { stream, start, standing, walsender })
 }
 
-/// What is written down in the schema.
-struct Schema {
-    key: String,
-    generation: String,
-    /// Nothing was published between here and the slot.
-    quiet_from: Option<Position>,
+/// The name of the number line: of all that decides which number a record has, and of nothing else.
+fn epoch(
+    identifier: &str,
+    timeline: &str,
+    generation: &str,
+    config: &Config,
+    plugin: &[(&str, &str)],
+) -> Epoch {
+    let mut parts = vec!["wal", identifier, timeline, &config.slot, generation, &config.publication];
+    parts.extend(plugin.iter().flat_map(|(name, value)| [*name, *value]));
+    Epoch::of(parts)
 }
 
-async fn read_schema(companion: &Companion, config: &Config) -> Result<Schema, Failure> {
-    const QUERY: &str = "SELECT k.key::text, s.generation::text, s.quiet_lsn, s.quiet_ordinal FROM walcast.key k \
-         LEFT JOIN walcast.source s ON s.slot = $1 LIMIT 1";
-    let session = companion.lock().await?;
-    let row = session.query_opt(QUERY, &[&config.slot]).await.map_err(|error| match error.code() {
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::needs_operator(NOT_GRANTED),
-        Some(code) if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_SCHEMA].contains(code) => {
-            Failure::needs_operator("this database has no schema walcast: run `walcast setup`")
-        }
-        _ => Failure::again(format!("reading the schema walcast: {}", describe(&error))),
-    })?;
-    let text = |i: usize| row.as_ref().and_then(|row| row.try_get::<_, Option<String>>(i).ok().flatten());
-    let quiet_from = || {
-        let row = row.as_ref()?;
-        let lsn: PgLsn = row.try_get::<_, Option<PgLsn>>(2).ok()??;
-        let ordinal: i64 = row.try_get::<_, Option<i64>>(3).ok()??;
-        Some(Position::new(lsn.into(), ordinal.cast_unsigned()))
-    };
-    match (text(0), text(1)) {
-        (Some(key), Some(generation)) => Ok(Schema { key, generation, quiet_from: quiet_from() }),
-        (None, _) => Err(Failure::needs_operator("the table walcast.key is empty: run `walcast setup`")),
-        (_, None) => Err(Failure::needs_operator(format!(
-            "the slot {0} has no row in walcast.source: run `walcast setup` with `source.slot = \"{0}\"`",
-            config.slot
-        ))),
-    }
-}
-
-/// Makes the live slot, a temporary copy of the floor. Its fixed name is the lease: a second copy fails.
-async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, Failure> {
+/// Makes the live slot, a temporary copy of the floor, and says where it begins and on which server. Its fixed
+/// name is the lease: a second copy fails.
+async fn copy_slot(
+    connection: &mut Connection,
+    companion: &Companion,
+    config: &Config,
+) -> Result<(u64, String), Failure> {
     let sql = format!(
-        "SELECT lsn FROM pg_catalog.pg_copy_logical_replication_slot({}, {}, true)",
+        "SELECT lsn, pg_catalog.pg_postmaster_start_time()::text \
+         FROM pg_catalog.pg_copy_logical_replication_slot({}, {}, true)",
         literal(&config.slot),
         literal(&config.live_slot())
     );
@@ -122,14 +110,12 @@ async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, 
         let text = server.to_string();
         let code = &server.code;
         if *code == SqlState::DUPLICATE_OBJECT {
-            return Failure { kind: Kind::Held, ..Failure::again(format!(
-                "the slot {} is held: another broker runs on this source, or the last one's connection has not \
-                 ended yet",
-                config.live_slot()
-            )) };
+            return rebuild::held(config);
         }
         if *code == SqlState::UNDEFINED_OBJECT {
-            return Failure::needs_operator(format!("the slot {slot} does not exist: run `walcast setup`"));
+            // It was there a moment ago, on the companion's server: the next attempt looks again.
+            companion.cut();
+            return Failure::again(format!("the slot {slot} does not exist ({text})"));
         }
         if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED {
             return Failure::needs_operator(format!(
@@ -142,14 +128,14 @@ async fn copy_slot(connection: &mut Connection, config: &Config) -> Result<u64, 
             ));
         }
         if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
-            return Failure::needs_operator(format!(
-                "the slot {slot} cannot be used: {text}; if it was invalidated, `walcast setup` replaces it"
-            ));
+            return Failure::again(format!("the slot {slot} cannot be used: {text}"));
         }
         error.into()
     })?;
-    let lsn = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).and_then(parse_lsn);
-    lsn.ok_or_else(|| Failure::again(format!("the copy of slot {slot} has no position")))
+    let field = |i: usize| rows.first().and_then(|row| row.get(i)).and_then(Option::as_deref);
+    let lsn = field(0).and_then(parse_lsn);
+    let lsn = lsn.ok_or_else(|| Failure::again(format!("the copy of slot {slot} has no position")))?;
+    Ok((lsn, field(1).unwrap_or_default().to_owned()))
 }
 
 /// Text as an SQL literal.
@@ -229,10 +215,10 @@ impl From<ReplicationError> for Failure {
         let kind = match &error {
             ReplicationError::Shutdown(_) => Kind::Shutdown,
             ReplicationError::Silent(_) => Kind::Silent,
-            // The publication; it stays missing for what was written before it is made again.
+            // The publication is younger than what is read, and nobody had noted that it would be.
             ReplicationError::Server(server) if server.code == SqlState::UNDEFINED_OBJECT => {
                 return Self::needs_operator(format!(
-                    "{server}: run `walcast teardown`, then `walcast setup`"
+                    "{server}: if it exists now, drop the slot, and the broker makes it anew"
                 ));
             }
             _ => Kind::Passing,
@@ -251,6 +237,28 @@ mod tests {
         assert_eq!(parse_lsn("0/0"), Some(0));
         assert_eq!(parse_lsn("0"), None);
         assert_eq!(parse_lsn("0/1FFFFFFFF"), None);
+    }
+
+    #[test]
+    fn the_epoch_changes_with_the_number_line() {
+        let (config, plugin) = (Config::default(), [("proto_version", "1"), ("messages", "true")]);
+        let line = epoch("7", "1", "g", &config, &plugin);
+        assert_eq!(line, epoch("7", "1", "g", &Config::default(), &plugin));
+        let faster = Config { lease: Duration::from_secs(1), ..Config::default() };
+        assert_eq!(line, epoch("7", "1", "g", &faster, &plugin), "how it is read changes nothing");
+        let slot = Config { slot: "other".into(), ..Config::default() };
+        let publication = Config { publication: "other".into(), ..Config::default() };
+        for other in [
+            epoch("8", "1", "g", &config, &plugin),
+            epoch("7", "2", "g", &config, &plugin),
+            epoch("7", "1", "h", &config, &plugin),
+            epoch("7", "1", "g", &slot, &plugin),
+            epoch("7", "1", "g", &publication, &plugin),
+            epoch("7", "1", "g", &config, &[("proto_version", "2"), ("messages", "true")]),
+            epoch("7", "1", "g", &config, &[("proto_version", "1"), ("messages", "false")]),
+        ] {
+            assert_ne!(line, other);
+        }
     }
 
     #[test]

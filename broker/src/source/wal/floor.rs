@@ -103,7 +103,7 @@ impl Floor {
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
         // Before the slot moves: a broker that ends in between leaves a word that is true of the old place, too.
         const WRITE: &str = "
-            UPDATE walcast.source SET quiet_lsn = $4, quiet_ordinal = $5
+            UPDATE walcast.source SET quiet_lsn = $4, quiet_ordinal = $5, quiet_upto = $6
             WHERE slot = $3 AND EXISTS (
                 SELECT FROM pg_catalog.pg_replication_slots l WHERE l.slot_name = $1 AND l.active_pid = $2)";
         const MOVE: &str = "
@@ -129,9 +129,9 @@ impl Floor {
         if pace.moves(&target, &seen, start) {
             let (quiet, ordinal) =
                 (PgLsn::from(target.quiet_from.major), target.quiet_from.ordinal.cast_signed());
-            let write: [&(dyn ToSql + Sync); 5] = [live, walsender, slot, &quiet, &ordinal];
-            session.execute(WRITE, &write).await.map_err(failed)?;
             let to = PgLsn::from(target.lsn);
+            let write: [&(dyn ToSql + Sync); 6] = [live, walsender, slot, &quiet, &ordinal, &to];
+            session.execute(WRITE, &write).await.map_err(failed)?;
             session.execute(MOVE, &[live, walsender, slot, &to]).await.map_err(failed)?;
             pace.moved(&seen, start.elapsed(), Instant::now());
         }

@@ -2,6 +2,7 @@
 //! floor slot.
 //!
 //! - [`connect`]: copies the slot, names the number line, starts; `replication` speaks the protocol
+//! - [`rebuild`]: makes slot and generation anew where the number line ended
 //! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
 //! - [`gate`]: only what others can see is yielded
 //! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
@@ -34,6 +35,7 @@ mod encode;
 mod floor;
 mod gate;
 pub mod pgoutput;
+pub(crate) mod rebuild;
 pub mod replication;
 pub mod seed;
 mod seeding;
@@ -99,6 +101,8 @@ struct Live {
     acknowledged: watch::Sender<u64>,
     companion: watch::Receiver<SessionState>,
     gate_session: Option<Arc<Session>>,
+    /// Ends when the slot has to be made anew.
+    rebuilt: AbortOnDropHandle<Failure>,
     _floor: AbortOnDropHandle<()>,
 }
 
@@ -142,7 +146,7 @@ impl Wal {
 
     async fn connect(&mut self) -> Result<Live, Failure> {
         let silence_max = self.config.lease / 2 * 2_u32.pow(self.silences.min(SILENCE_DOUBLINGS_MAX));
-        let Connected { stream, start, key, walsender } =
+        let Connected { stream, start, standing, walsender } =
             connect::connect(&self.target, &self.companion, &self.config, silence_max, self.published)
                 .await?;
         let gate = match self.config.delivery {
@@ -169,9 +173,9 @@ impl Wal {
             && epoch == start.epoch
             && start.replay_until < upto
         {
-            return Err(Failure::needs_operator(format!(
-                "the server's log ends at {}, but {} was read already: was the server restored from a backup? Run \
-                 `walcast teardown`, then `walcast setup`; clients are told to start anew",
+            rebuild::renew(&self.target, &self.config, &standing.generation).await?;
+            return Err(Failure::again(format!(
+                "the server's log ends at {}, but {} was read already: it begins anew under another epoch",
                 walcast_wire::Position::before(start.replay_until),
                 walcast_wire::Position::before(upto)
             )));
@@ -194,13 +198,14 @@ impl Wal {
         Ok(Live {
             gate_session: gate.as_ref().map(Gate::session),
             stream,
-            assembler: Assembler::new(&key),
+            assembler: Assembler::new(&standing.key),
             gate,
             waiting: None,
             seeding: None,
             ready: [Changes::Start(start)].into(),
             acknowledged,
             companion,
+            rebuilt: rebuild::watch(Arc::clone(&self.companion), self.config.clone(), standing),
             _floor: floor.spawn(),
         })
     }
@@ -239,6 +244,7 @@ impl Wal {
             biased;
             // First: a server that stops must not wait for us.
             closed = ended(&mut live.companion, live.gate_session.clone()) => return Err(closed),
+            Ok(failure) = &mut live.rebuilt => return Err(failure),
             step = either => step,
         };
         let changes = match step {
