@@ -9,6 +9,8 @@ mod decode;
 mod delivery;
 mod drain;
 mod edge;
+mod epochs;
+mod failover;
 mod fuzz;
 mod http;
 mod lease;

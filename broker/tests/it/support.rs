@@ -69,6 +69,17 @@ impl Server {
         tokio::task::spawn_blocking(stop).await.unwrap()
     }
 
+    /// Stops the server as a crash would.
+    pub(crate) async fn crash(&self) {
+        let server = Arc::clone(&self.server);
+        tokio::task::spawn_blocking(move || server.stop(StopMode::Immediate).unwrap()).await.unwrap();
+    }
+
+    /// The programs of its version.
+    pub(crate) fn bin_dir(&self) -> PathBuf {
+        self.server.bin_dir().to_owned()
+    }
+
     /// Starts it again, on the same data and port.
     pub(crate) async fn start_again(&self) {
         let server = Arc::clone(&self.server);
