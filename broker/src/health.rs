@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::facts::SourceFacts;
+
 /// The parts of a node that can be unwell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
@@ -20,6 +22,10 @@ pub enum Part {
     Seed,
     /// The floor slot.
     Floor,
+    /// The slots' WAL: it is being removed.
+    Slot,
+    /// How much WAL the slots keep, and why.
+    Retention,
     /// Rules as loaded last.
     Rules,
     /// Publication, slot and tables, as the rules need them.
@@ -38,6 +44,8 @@ impl Part {
             Self::State => "state",
             Self::Seed => "seed",
             Self::Floor => "floor",
+            Self::Slot => "slot",
+            Self::Retention => "retention",
             Self::Rules => "rules",
             Self::Catalog => "catalog",
             Self::Node => "node",
@@ -47,7 +55,7 @@ impl Part {
     /// Whether a node with this part unwell still serves its clients as promised.
     #[must_use]
     pub const fn advisory(self) -> bool {
-        matches!(self, Self::Floor | Self::Rules)
+        matches!(self, Self::Floor | Self::Retention | Self::Rules)
     }
 }
 
@@ -63,6 +71,7 @@ pub struct Health {
 struct Inner {
     unwell: BTreeMap<Part, String>,
     last_beat: Option<Instant>,
+    source: Option<(SourceFacts, Instant)>,
 }
 
 impl Health {
@@ -74,7 +83,7 @@ impl Health {
             (Part::Stream, "not connected to Postgres yet".to_owned()),
             (Part::State, "current values are not read yet".to_owned()),
         ]);
-        Self { inner: Mutex::new(Inner { unwell, last_beat: None }), silence_max }
+        Self { inner: Mutex::new(Inner { unwell, ..Inner::default() }), silence_max }
     }
 
     /// The part is well.
@@ -94,6 +103,17 @@ impl Health {
         let mut inner = self.inner.lock();
         inner.last_beat = Some(now);
         inner.unwell.remove(&Part::Stream);
+    }
+
+    /// What the source saw when it looked at its slots.
+    pub fn saw(&self, facts: SourceFacts, now: Instant) {
+        self.inner.lock().source = Some((facts, now));
+    }
+
+    /// What it saw last, and when; `None` before the first look.
+    #[must_use]
+    pub fn source(&self) -> Option<(SourceFacts, Instant)> {
+        self.inner.lock().source.clone()
     }
 
     /// Everything that is wrong now.

@@ -15,7 +15,8 @@
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
 //! - [`transport`]: plain HTTP, one dialect per file; [`listen`]: the accept loop of both listeners
-//! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words
+//! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words;
+//!   [`facts`]: figures of the source
 //! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
 //! - [`cli`]: the commands
 //! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
@@ -25,6 +26,7 @@ pub mod backbone;
 pub mod cli;
 pub mod config;
 pub mod event;
+pub mod facts;
 pub mod health;
 pub mod hub;
 pub mod listen;

@@ -134,10 +134,36 @@ declare! {
         "events that lack some of what their rule publishes; labels table, reason";
     counter ROUTER_MALFORMED_TOTAL = "walcast_router_malformed_messages_total",
         "messages with our key whose content is not what walcast.publish writes; label reason";
+    gauge SLOT_STATUS = "walcast_slot_status",
+        "whether a slot's WAL is there: 0 reserved, 1 extended, 2 unreserved, 3 lost; labels source, slot";
+    gauge SLOT_SAFE_BYTES = "walcast_slot_safe_bytes",
+        "bytes that may be written before a slot loses WAL; labels source, slot";
+    gauge SLOT_RETAINED_BYTES = "walcast_slot_retained_bytes",
+        "WAL that a slot keeps on the server's disk; labels source, slot";
+    gauge SLOT_RETAINED_SECONDS = "walcast_slot_retained_seconds",
+        "age of the oldest WAL that a slot keeps, as far as it was watched; labels source, slot";
+    gauge SLOT_LAG_BYTES = "walcast_slot_lag_bytes",
+        "WAL behind what a slot has confirmed; labels source, slot";
+    gauge SLOT_LAG_SECONDS = "walcast_slot_lag_seconds",
+        "how long ago the end of the WAL was what a slot has confirmed; labels source, slot";
+    gauge SLOT_CATALOG_XMIN_AGE = "walcast_slot_catalog_xmin_age",
+        "transactions since the oldest whose catalog rows a slot keeps from vacuum; labels source, slot";
+    gauge SLOT_FAILOVER = "walcast_slot_failover",
+        "1 if standbys may copy the slot, from Postgres 17 on; labels source, slot";
+    gauge SLOT_PRESSURE = "walcast_slot_pressure",
+        "0 none, 1 the window shrinks to let WAL go, 2 the slots were given up; label source";
+    gauge SLOT_KEEP_BYTES_MAX = "walcast_slot_keep_bytes_max",
+        "the server's max_slot_wal_keep_size, -1 without a limit; label source";
+    gauge OLDEST_TRANSACTION_SECONDS = "walcast_oldest_transaction_seconds",
+        "age of the oldest transaction that writes, which WAL is kept for; 0 without one; label source";
 }
 
 /// Label: schema and name of a table.
 pub const LABEL_TABLE: &str = "table";
+/// Label: `source.slot` of the configuration.
+pub const LABEL_SOURCE: &str = "source";
+/// Label: which of the two slots, `floor` or `live`.
+pub const LABEL_SLOT: &str = "slot";
 /// Label: why something was counted.
 pub const LABEL_REASON: &str = "reason";
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use config::Config;
 
+use crate::facts::SourceFacts;
 use crate::health::Health;
 use crate::hub::{Hub, Status};
 use crate::telemetry;
@@ -41,6 +42,17 @@ struct Readiness {
     head: String,
     floor: String,
     subscriptions: usize,
+    /// Absent before the source has looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
+}
+
+/// The slots as they were.
+#[derive(Debug, Serialize)]
+struct Source {
+    seen_seconds_ago: u64,
+    #[serde(flatten)]
+    facts: SourceFacts,
 }
 
 /// The routes of the listener for operators.
@@ -63,6 +75,10 @@ async fn ready(State(app): State<App>) -> Response {
         head: status.head.to_string(),
         floor: status.floor.to_string(),
         subscriptions: status.subscriptions,
+        source: app.health.source().map(|(facts, at)| {
+            let seen_seconds_ago = now.saturating_duration_since(at).as_secs();
+            Source { seen_seconds_ago, facts }
+        }),
     };
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()

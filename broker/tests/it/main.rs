@@ -12,6 +12,7 @@ mod edge;
 mod epochs;
 mod failover;
 mod fuzz;
+mod governor;
 mod http;
 mod lease;
 mod liveness;

@@ -15,12 +15,15 @@ use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Position;
 
 use super::connect::literal;
+use super::retention::Pressure;
 use crate::health::{Health, Part};
 use crate::hub::Hub;
 use crate::postgres::{Companion, Session, describe};
 
 /// Between two looks, and so the shortest pause between two advances.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The same where WAL must be let go.
+const PAUSE_URGENT: Duration = Duration::from_millis(50);
 /// The floor moves when it gains this much WAL. A move is written down, which is WAL itself: an idle server
 /// would never come to rest.
 const STEP_BYTES: u64 = 8 << 20;
@@ -49,6 +52,8 @@ pub(super) struct Floor {
     pub(super) hub: Arc<Hub>,
     /// as far as this much WAL goes.
     pub(super) wal_bytes: u64,
+    /// How urgently WAL has to be let go.
+    pub(super) pressure: watch::Receiver<Pressure>,
 }
 
 impl Floor {
@@ -79,7 +84,12 @@ impl Floor {
                         .unwell(Part::Floor, format!("slot {slot} cannot be moved: {error}; {advice}"));
                 }
             }
-            sleep(PAUSE).await;
+            let urgent = *self.pressure.borrow_and_update() == Pressure::Shrink;
+            let pause = if urgent { PAUSE_URGENT } else { PAUSE };
+            tokio::select! {
+                () = sleep(pause) => {}
+                Ok(()) = self.pressure.changed() => {}
+            }
         }
     }
 
@@ -88,10 +98,13 @@ impl Floor {
         let acknowledged = *self.acknowledged.borrow_and_update();
         let window = self.hub.window();
         let replay_from = window.map_or(0, |window| window.replay_from).min(acknowledged);
-        let lsn = replay_from.max(acknowledged.saturating_sub(self.wal_bytes));
+        let urgent = *self.pressure.borrow() != Pressure::None;
+        let wal_bytes = if urgent { 0 } else { self.wal_bytes };
+        let lsn = replay_from.max(acknowledged.saturating_sub(wal_bytes));
         // Above the window events are given up, and so is every cursor below.
         let quiet_from = window.map(|window| window.quiet_from).filter(|_| lsn <= replay_from);
-        Target { lsn, quiet_from: quiet_from.unwrap_or(Position::before(lsn)), held: lsn < acknowledged }
+        let quiet_from = quiet_from.unwrap_or(Position::before(lsn));
+        Target { lsn, quiet_from, held: lsn < acknowledged, urgent }
     }
 
     /// Moves the floor up behind the window. Repeated also without anything new where there is no window:
@@ -111,7 +124,7 @@ impl Floor {
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3 AND f.confirmed_flush_lsn <= $4";
         let target = self.target();
-        if target.lsn == 0 {
+        if target.lsn == 0 || *self.pressure.borrow() == Pressure::GiveUp {
             return Ok(());
         }
         let mut session = self.companion.lock().await.map_err(|error| error.to_string())?;
@@ -136,25 +149,25 @@ impl Floor {
             pace.moved(&seen, start.elapsed(), Instant::now());
         }
         if !target.held && pace.asks(target.lsn, seen.live_restart, start) {
-            self.ask_for_record(&mut session).await;
+            ask_for_record(&mut session, &self.mark).await;
         }
         Ok(())
     }
+}
 
-    /// Makes the server write a record of running transactions. Its background writer does so every 15 s, but
-    /// sleeps long and often once nothing happens; making a logical slot does it at once, with no right that we lack.
-    async fn ask_for_record(&self, session: &mut Session) {
-        let slot = literal(&self.mark);
-        let sql = format!(
-            "SET LOCAL lock_timeout = '100ms';
-             SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput', true);
-             SELECT pg_catalog.pg_drop_replication_slot({slot})"
-        );
-        let asked = async { session.transaction().await?.batch_execute(&sql).await };
-        if let Err(error) = asked.await {
-            // In most cases the record is written all the same; and if it is not, one comes later.
-            tracing::debug!("asking for a record of running transactions: {}", describe(&error));
-        }
+/// Makes the server write a record of running transactions. Its background writer does so every 15 s, but
+/// sleeps long and often once nothing happens; making a logical slot does it at once, with no right that we lack.
+pub(super) async fn ask_for_record(session: &mut Session, mark: &str) {
+    let slot = literal(mark);
+    let sql = format!(
+        "SET LOCAL lock_timeout = '100ms';
+         SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput', true);
+         SELECT pg_catalog.pg_drop_replication_slot({slot})"
+    );
+    let asked = async { session.transaction().await?.batch_execute(&sql).await };
+    if let Err(error) = asked.await {
+        // In most cases the record is written all the same; and if it is not, one comes later.
+        tracing::debug!("asking for a record of running transactions: {}", describe(&error));
     }
 }
 
@@ -165,6 +178,8 @@ struct Target {
     quiet_from: Position,
     /// The window keeps it below what is acknowledged.
     held: bool,
+    /// WAL must be let go.
+    urgent: bool,
 }
 
 /// Where the slots are.
@@ -178,6 +193,8 @@ struct Seen {
 struct Pace {
     /// Advances wait until then: a pause that grows with what the last one cost.
     not_before: Instant,
+    /// The same where WAL must be let go: half of the time is left to others.
+    soonest: Instant,
     /// Where `restart_lsn` of the floor and of the live slot were before the last advance. An advance that can free
     /// WAL does not wait for the pause, for it shortens the way of all later ones; but one that was in vain is not
     /// repeated without it.
@@ -190,12 +207,12 @@ struct Pace {
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self { not_before: now, last_restarts: [0; 2], quiet: (0, now), asked: 0 }
+        Self { not_before: now, soonest: now, last_restarts: [0; 2], quiet: (0, now), asked: 0 }
     }
 
     /// Whether to advance the floor.
     fn moves(&self, target: &Target, seen: &Seen, now: Instant) -> bool {
-        let rested = now >= self.not_before;
+        let rested = now >= if target.urgent { self.soonest } else { self.not_before };
         let gain = target.lsn.saturating_sub(seen.confirmed);
         let follows = !target.held && target.lsn >= seen.confirmed && seen.restart < seen.live_restart;
         let news = self.last_restarts != [seen.restart, seen.live_restart];
@@ -203,7 +220,7 @@ impl Pace {
     }
 
     fn moved(&mut self, seen: &Seen, took: Duration, now: Instant) {
-        self.not_before = now + took * SHARE;
+        (self.not_before, self.soonest) = (now + took * SHARE, now + took);
         self.last_restarts = [seen.restart, seen.live_restart];
     }
 

@@ -7,6 +7,7 @@
 //! - [`gate`]: only what others can see is yielded
 //! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
 //! - [`floor`]: moves the persistent slot up behind the window that a restart reads again
+//! - [`governor`]: looks at both slots, and lets WAL go in time; [`retention`]: what its figures mean
 //!
 //! The live slot is acknowledged promptly, always: a server cannot stop while a walsender's client holds its
 //! flush position back.
@@ -34,9 +35,11 @@ mod connect;
 mod encode;
 mod floor;
 mod gate;
+mod governor;
 pub mod pgoutput;
 pub(crate) mod rebuild;
 pub mod replication;
+mod retention;
 pub mod seed;
 mod seeding;
 pub mod types;
@@ -47,7 +50,9 @@ use assemble::{Assembler, Output};
 use connect::{Connected, Failure, Kind};
 use floor::Floor;
 use gate::Gate;
+use governor::Governor;
 use replication::{Frame, Stream};
+use retention::Pressure;
 use seeding::{Seeding, next_piece};
 
 /// Transactions that are remembered because they may not be visible yet.
@@ -103,7 +108,9 @@ struct Live {
     gate_session: Option<Arc<Session>>,
     /// Ends when the slot has to be made anew.
     rebuilt: AbortOnDropHandle<Failure>,
+    pressure: watch::Receiver<Pressure>,
     _floor: AbortOnDropHandle<()>,
+    _governor: AbortOnDropHandle<()>,
 }
 
 impl std::fmt::Debug for Live {
@@ -156,6 +163,16 @@ impl Wal {
             Delivery::Fast => None,
         };
         let (acknowledged, watched) = watch::channel(0);
+        let (sender, pressure) = watch::channel(Pressure::None);
+        let governor = Governor {
+            companion: Arc::clone(&self.companion),
+            health: Arc::clone(&self.health),
+            slot: self.config.slot.clone(),
+            live: self.config.live_slot(),
+            mark: self.config.mark_slot(),
+            walsender,
+            pressure: sender,
+        };
         let floor = Floor {
             companion: Arc::clone(&self.companion),
             health: Arc::clone(&self.health),
@@ -166,6 +183,7 @@ impl Wal {
             acknowledged: watched,
             hub: Arc::clone(&self.hub),
             wal_bytes: self.replay.wal_bytes,
+            pressure: pressure.clone(),
         };
         let mut companion = self.companion.watch();
         companion.mark_unchanged();
@@ -206,7 +224,9 @@ impl Wal {
             acknowledged,
             companion,
             rebuilt: rebuild::watch(Arc::clone(&self.companion), self.config.clone(), standing),
+            pressure,
             _floor: floor.spawn(),
+            _governor: governor.spawn(),
         })
     }
 
@@ -245,6 +265,10 @@ impl Wal {
             // First: a server that stops must not wait for us.
             closed = ended(&mut live.companion, live.gate_session.clone()) => return Err(closed),
             Ok(failure) = &mut live.rebuilt => return Err(failure),
+            Ok(_) = live.pressure.wait_for(|pressure| *pressure == Pressure::GiveUp) => {
+                let message = "both slots were given up, for they kept more WAL than max_slot_wal_keep_size allows";
+                return Err(Failure::again(message));
+            }
             step = either => step,
         };
         let changes = match step {
