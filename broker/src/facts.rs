@@ -61,6 +61,8 @@ pub struct TransactionFacts {
     pub application: Option<String>,
     /// Since it began. Others' transactions show that only to `pg_monitor`: without it, since it was seen first.
     pub seconds: u64,
+    /// WAL is kept for it for certain; else that is not known.
+    pub holds_wal: bool,
     /// Since its last statement began, where that may be seen.
     pub query_seconds: Option<u64>,
 }

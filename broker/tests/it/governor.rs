@@ -131,12 +131,16 @@ async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() 
         let named = reason.contains(&format!("transaction of process {pid} ")) && reason.contains(&remedy);
         if named {
             assert_eq!(status, 200, "{body}");
-            assert_eq!(body["source"]["oldest_transaction"]["pid"].to_string(), pid);
+            let oldest = &body["source"]["oldest_transaction"];
+            assert_eq!((oldest["pid"].to_string(), &oldest["holds_wal"]), (pid.clone(), &true.into()));
         }
         (named, reason.to_owned())
     };
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     run(&holder, "BEGIN; INSERT INTO watched VALUES (1)").await;
     until("the transaction is named", async || {
+        pace.tick().await;
         write(&broker, 2).await;
         named().await.0
     })
@@ -149,6 +153,7 @@ async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() 
     run(&holder, "BEGIN; INSERT INTO watched VALUES (2)").await;
     let since = value_of(&broker.sql, "SELECT pg_current_wal_lsn()").await;
     until("the transaction is named again", async || {
+        pace.tick().await;
         write(&broker, 2).await;
         named().await.0
     })

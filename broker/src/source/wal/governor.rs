@@ -99,11 +99,12 @@ impl Governor {
         memory.positions.push(wal_end(&session).await.map_err(|error| describe(&error))?, now);
         let mut sight = self.see(&session, memory, now).await.map_err(|error| describe(&error))?;
         let was = *self.pressure.borrow();
-        let mut pressure = if sight.ours {
-            was.judge(&sight.facts, memory.positions.rate(), memory.is_held(&sight))
-        } else {
-            Pressure::None
-        };
+        let held = memory.is_held(&sight);
+        if let Some(open) = &mut sight.facts.oldest_transaction {
+            open.holds_wal = held;
+        }
+        let mut pressure =
+            if sight.ours { was.judge(&sight.facts, memory.positions.rate(), held) } else { Pressure::None };
         if pressure == Pressure::GiveUp {
             // Told before, for the stream may end before the answer comes.
             tracing::error!(slot = self.slot, "both slots are given up{}", cause(&sight.facts));
@@ -113,7 +114,11 @@ impl Governor {
             }
         }
         if was == Pressure::None && pressure == Pressure::Shrink {
-            tracing::warn!(slot = self.slot, "little WAL may still be kept: the window shrinks");
+            tracing::warn!(
+                slot = self.slot,
+                "little WAL may still be kept: the window shrinks{}",
+                cause(&sight.facts)
+            );
         }
         sight.facts.pressure = pressure.as_str();
         self.tell(&sight, pressure);
@@ -216,6 +221,7 @@ impl Governor {
                 application: some(&row, "application_name")?,
                 seconds: seconds(&row, "seconds")?.unwrap_or(now.duration_since(since).as_secs()),
                 query_seconds: seconds(&row, "query_seconds")?,
+                holds_wal: false,
             });
         } else {
             memory.oldest = None;
@@ -298,7 +304,7 @@ impl Memory {
     fn is_held(&self, sight: &Sight) -> bool {
         let (Some(asked), Some((_, since))) = (self.asked, &self.oldest) else { return false };
         sight.oldest.is_some()
-            && *since < asked.at
+            && *since <= asked.at
             && sight.restart < asked.from
             && sight.confirmed >= asked.upto
     }

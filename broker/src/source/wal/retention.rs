@@ -19,6 +19,8 @@ const LOOK_IDLE_MIN: Duration = Duration::from_millis(250);
 const SAMPLES_MAX: usize = 256;
 /// A transaction that is open for longer and keeps so much WAL is told of.
 const LONG: (u64, u64) = (300, 256 << 20);
+/// One that is younger is no cause, unless it is known to be.
+const SUSPECT_SECONDS: u64 = 10;
 /// What falls below so many looks is too short for a slot that rests.
 const IDLE_LOOKS_MIN: u32 = 10;
 
@@ -184,7 +186,8 @@ pub(super) fn advice(facts: &SourceFacts, freeze_age: i64) -> Option<String> {
 
 /// Why WAL is kept, and the remedy, to go behind a statement.
 pub(super) fn cause(facts: &SourceFacts) -> String {
-    match &facts.oldest_transaction {
+    let suspect = |open: &&TransactionFacts| open.holds_wal || open.seconds >= SUSPECT_SECONDS;
+    match facts.oldest_transaction.as_ref().filter(suspect) {
         Some(open) => format!("; {}; {}", told(open), remedy(open)),
         None => "; the broker lets it go as fast as it can: if that lasts, raise max_slot_wal_keep_size"
             .to_owned(),
@@ -326,16 +329,21 @@ mod tests {
             &facts,
             "slot w keeps 44 MiB of WAL, more than half of max_slot_wal_keep_size (64 MiB); the broker",
         );
-        let open =
-            TransactionFacts { pid: Some(7), user: Some("app".into()), seconds: 3, ..Default::default() };
+        let open = TransactionFacts {
+            pid: Some(7),
+            user: Some("app".into()),
+            seconds: 3,
+            holds_wal: true,
+            ..Default::default()
+        };
         facts.oldest_transaction = Some(open);
         check(
             &facts,
             "transaction of process 7 (user app) is open for 3 s; end it, or SELECT pg_terminate_backend(7)",
         );
         facts.oldest_transaction =
-            Some(TransactionFacts { prepared: Some("x".into()), ..Default::default() });
-        check(&facts, "prepared transaction 'x' is open for 0 s; COMMIT PREPARED or ROLLBACK PREPARED 'x'");
+            Some(TransactionFacts { prepared: Some("x".into()), seconds: 10, ..Default::default() });
+        check(&facts, "prepared transaction 'x' is open for 10 s; COMMIT PREPARED or ROLLBACK PREPARED 'x'");
         facts.idle_slot_timeout_seconds = Some(30.0);
         check(&facts, "idle_replication_slot_timeout is 30 s");
         facts.idle_slot_timeout_seconds = Some(60.0);
