@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::facts::SourceFacts;
 
@@ -20,6 +21,8 @@ pub enum Part {
     State,
     /// The reading of current values that new rules ask for.
     Seed,
+    /// The right to read the log, which one broker has at a time.
+    Lease,
     /// The floor slot.
     Floor,
     /// The slots' WAL: it is being removed.
@@ -43,6 +46,7 @@ impl Part {
             Self::Gate => "gate",
             Self::State => "state",
             Self::Seed => "seed",
+            Self::Lease => "lease",
             Self::Floor => "floor",
             Self::Slot => "slot",
             Self::Retention => "retention",
@@ -65,6 +69,8 @@ pub struct Health {
     inner: Mutex<Inner>,
     /// A stream that was silent for longer does not move.
     silence_max: Duration,
+    /// Another broker has the lease.
+    standing_by: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -83,19 +89,35 @@ impl Health {
             (Part::Stream, "not connected to Postgres yet".to_owned()),
             (Part::State, "current values are not read yet".to_owned()),
         ]);
-        Self { inner: Mutex::new(Inner { unwell, ..Inner::default() }), silence_max }
+        Self {
+            inner: Mutex::new(Inner { unwell, ..Inner::default() }),
+            silence_max,
+            standing_by: watch::Sender::new(false),
+        }
     }
 
     /// The part is well.
     pub fn well(&self, part: Part) {
         self.inner.lock().unwell.remove(&part);
+        if part == Part::Lease {
+            self.standing_by.send_replace(false);
+        }
     }
 
     /// The part is unwell: what is wrong, and what to do. Whether that is news.
     pub fn unwell(&self, part: Part, reason: impl Into<String>) -> bool {
         let reason = reason.into();
         let old = self.inner.lock().unwell.insert(part, reason.clone());
+        if part == Part::Lease {
+            self.standing_by.send_replace(true);
+        }
         old.is_none_or(|old| old != reason)
+    }
+
+    /// Whether another broker has the lease, so that nothing comes here.
+    #[must_use]
+    pub fn standing_by(&self) -> watch::Receiver<bool> {
+        self.standing_by.subscribe()
     }
 
     /// The stream gave a sign of life.
@@ -123,8 +145,9 @@ impl Health {
         let mut problems = inner.unwell.clone();
         if let Some(last) = inner.last_beat {
             let silent = now.saturating_duration_since(last);
-            // What the gate holds back did come.
-            if silent > self.silence_max && !problems.contains_key(&Part::Gate) {
+            // What the gate holds back did come; and who does not lead gets nothing.
+            let explained = [Part::Gate, Part::Lease].iter().any(|part| problems.contains_key(part));
+            if silent > self.silence_max && !explained {
                 let seconds = silent.as_secs();
                 let reason = || format!("nothing came from Postgres for {seconds} s; see the log");
                 problems.entry(Part::Stream).or_insert_with(reason);

@@ -102,6 +102,8 @@ struct Parts {
     released: CancellationToken,
     /// Asks clients to go elsewhere.
     drain: CancellationToken,
+    /// The last of them has gone.
+    clients_gone: CancellationToken,
     /// Ends what operators see; last.
     end: CancellationToken,
 }
@@ -128,6 +130,7 @@ impl Node {
             stop: CancellationToken::new(),
             released: CancellationToken::new(),
             drain: CancellationToken::new(),
+            clients_gone: CancellationToken::new(),
             end: CancellationToken::new(),
             config,
         });
@@ -147,8 +150,11 @@ impl Node {
             limits.connections_max = listen::connections_possible(limits.connections_max);
             let drain = parts.drain.clone();
             let hub = Arc::clone(&parts.hub);
-            let router = transport::router(parts.config.http.clone(), hub, publisher, drain.clone());
+            let away = parts.health.standing_by();
+            let router = transport::router(parts.config.http.clone(), hub, publisher, drain.clone(), away);
+            let gone = parts.clients_gone.clone().drop_guard();
             async move {
+                let _gone = gone;
                 listen::serve(http.0, router, limits, drain).await;
                 Ok(())
             }
@@ -222,14 +228,7 @@ impl Node {
         }
         parts.drain.cancel();
         parts.backbone.close();
-        let clients_gone = async {
-            while let Some(ended) = self.tasks.join_next().await {
-                if matches!(ended, Ok(("http", _))) {
-                    break;
-                }
-            }
-        };
-        if tokio::time::timeout(GRACE, clients_gone).await.is_err() {
+        if tokio::time::timeout(GRACE, parts.clients_gone.cancelled()).await.is_err() {
             tracing::warn!("clients were still connected after {} s; cutting them off", GRACE.as_secs());
         }
         parts.end.cancel();
@@ -280,7 +279,7 @@ async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
         Arc::clone(&parts.health),
         Arc::clone(&parts.hub),
     );
-    pipeline::publish(
+    let ended = pipeline::publish(
         source,
         parts.rules.subscribe(),
         Arc::clone(&parts.backbone),
@@ -288,8 +287,24 @@ async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
         Arc::clone(&parts.health),
         parts.stop.clone(),
     )
-    .await?;
-    Ok(())
+    .await;
+    match ended {
+        Err(PublishError::Source(error)) if error.retry == Retry::HandedOver => {
+            hand_over(&parts, &error.message).await;
+            Ok(())
+        }
+        ended => Ok(ended?),
+    }
+}
+
+/// The slot is released to a broker that was told to take over. This one sends its clients there and never comes
+/// back: it only waits to be stopped.
+async fn hand_over(parts: &Parts, why: &str) {
+    tracing::info!("handed over: {why}");
+    parts.health.unwell(Part::Lease, why);
+    parts.stop.cancel();
+    parts.drain.cancel();
+    parts.companion.close().await;
 }
 
 async fn wait_until_suitable(parts: &Parts) -> Result<(), NodeError> {

@@ -19,6 +19,9 @@ use crate::telemetry;
   walcast serve --config /etc/walcast.toml
   WALCAST_POSTGRES__URL=postgres://walcast@db/app walcast serve --listen 127.0.0.1:9000
 
+While another broker reads the same slot this one stands by, and takes over when that one ends;
+--takeover asks it to end, so that a new version can replace an old one that runs.
+
 SIGHUP reads the [[table]] rules again. SIGTERM drains: clients are told to come back, and the
 process ends within 10 s. Every key of the file: docs/configuration.md
 
@@ -36,6 +39,9 @@ pub struct Args {
     /// Listen beyond loopback although there is no authentication yet
     #[arg(long)]
     insecure: bool,
+    /// Ask the broker that leads to hand over: for rolling updates
+    #[arg(long)]
+    takeover: bool,
     /// What to log, over `log.level`
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -67,7 +73,8 @@ impl Args {
 pub async fn run(args: &Args) -> Result<(), Failure> {
     let loader = args.loader();
     let file = loader.file().display().to_string();
-    let config = loader.load()?;
+    let mut config = loader.load()?;
+    config.source.takeover = args.takeover;
     telemetry::init(&config.log).map_err(|error| Failure::new(exit::USAGE, format!("log.level: {error}")))?;
     let failed = |error: NodeError| Failure::of_node(&file, &error);
     let insecure = config.http.insecure && !config.http.listen.ip().is_loopback();

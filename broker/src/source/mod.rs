@@ -15,6 +15,8 @@ pub enum Retry {
     After(Duration),
     /// Do not try again: nothing changes until an operator acts.
     Never,
+    /// Do not try again: another broker was told to take over, and did. No failure.
+    HandedOver,
 }
 
 /// A source's stream ended. `Display` names the thing, the cause and the remedy.

@@ -27,7 +27,7 @@ pub(super) async fn answer(app: &App, ask: Ask) -> Result<Response, Refusal> {
     let (page, draining) = tokio::select! {
         biased; // What is there is answered, however little time was given.
         page = first => (Some(page?), false),
-        () = app.drain.cancelled() => (None, true),
+        () = app.leave() => (None, true),
         () = tokio::time::sleep(wait) => (None, false),
     };
     let events = match page {

@@ -12,6 +12,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -111,6 +112,29 @@ struct App {
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
     drain: CancellationToken,
+    away: watch::Receiver<bool>,
+}
+
+impl App {
+    /// Clients are to go elsewhere.
+    fn leaving(&self) -> bool {
+        self.drain.is_cancelled() || *self.away.borrow()
+    }
+
+    /// Until they are. Cancel safe.
+    async fn leave(&self) {
+        let mut away = self.away.clone();
+        let away = async {
+            // Whoever could say so is gone.
+            if away.wait_for(|away| *away).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = self.drain.cancelled() => {}
+            () = away => {}
+        }
+    }
 }
 
 fn api() -> OpenApiRouter<Arc<App>> {
@@ -123,12 +147,14 @@ fn api() -> OpenApiRouter<Arc<App>> {
 }
 
 /// The HTTP API, to be served by [`listen::serve`](crate::listen::serve) with the same `drain`: when it
-/// fires, every wait answers with its cursor and asks the client to come back.
+/// fires, every wait answers with its cursor and asks the client to come back. So it does while `away` holds,
+/// and new waits are refused: another broker has what they wait for.
 pub fn router(
     config: Config,
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
     drain: CancellationToken,
+    away: watch::Receiver<bool>,
 ) -> Router {
     let (router, _) = api().split_for_parts();
     router
@@ -137,7 +163,7 @@ pub fn router(
         // Bodies are read by hand, with their own limit.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(panicked))
-        .with_state(Arc::new(App { config, hub, publisher, drain }))
+        .with_state(Arc::new(App { config, hub, publisher, drain, away }))
 }
 
 async fn not_found(uri: Uri) -> Refusal {

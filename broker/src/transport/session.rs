@@ -39,6 +39,9 @@ pub(crate) struct Session {
 
 impl Session {
     pub(super) fn open(app: &App, topics: Vec<TopicPattern>, after: Option<After>) -> Result<Self, Refusal> {
+        if *app.away.borrow() {
+            return Err(Refusal::unavailable("another broker leads; ask again"));
+        }
         let subscription = app.hub.subscribe(topics, After::start(after)).map_err(|error| {
             let code = match error {
                 SubscribeError::NotStarted => ProblemCode::Unavailable,

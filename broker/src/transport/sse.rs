@@ -78,7 +78,7 @@ impl Events {
                 self.ready.extend(out.into_chunks());
                 if self.ready.is_empty() {
                     self.values = None;
-                } else if self.app.drain.is_cancelled() {
+                } else if self.app.leaving() {
                     // It has no place to go on from: it comes back as it came.
                     self.session = None;
                 }
@@ -87,7 +87,7 @@ impl Events {
             // A client that was told no id would come back without one and miss what came between; so until
             // the stream has caught up once, only what is there is sent, and then an id.
             let page = if self.caught_up { None } else { session.page_now(PIECE) };
-            let page = if self.app.drain.is_cancelled() {
+            let page = if self.app.leaving() {
                 farewell(&mut out, session);
                 self.session = None;
                 None
@@ -102,7 +102,7 @@ impl Events {
                 tokio::select! {
                     biased; // Events before silence; drain ends the next round.
                     page = session.page(PIECE) => Some(page),
-                    () = self.app.drain.cancelled() => None,
+                    () = self.app.leave() => None,
                     () = self.heartbeat.as_mut() => {
                         // An id without data moves the client's cursor and tells its program nothing.
                         out.copy(b":\n");

@@ -68,7 +68,7 @@ pub(super) async fn state(
     tokio::select! {
         biased; // What is known is answered, however little time was given.
         result = changed => result,
-        () = app.drain.cancelled() => Err(Refusal::unavailable("the broker goes away; ask again")),
+        () = app.leave() => Err(Refusal::unavailable("the broker goes away; ask again")),
         () = wait => match app.hub.current(&topic) {
             Current::Unsettled => Err(Refusal::unavailable("current values are not known yet; ask again")),
             Current::None => Err(Refusal::new(ProblemCode::NotFound, format!("no current value for {name:?}"))),

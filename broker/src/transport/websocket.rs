@@ -299,7 +299,7 @@ impl Socket {
         let turn = async {
             tokio::select! {
                 biased; // A client's words before events, so that a busy topic can be left; drain before both.
-                () = app.drain.cancelled() => Turn::Drain,
+                () = app.leave() => Turn::Drain,
                 message = link.socket.recv() => Turn::Received(message),
                 () = tokio::time::sleep_until(*beat_at) => Turn::Beat,
                 turn = pages => turn,

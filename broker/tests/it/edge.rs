@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Snapshot, State};
@@ -97,7 +98,8 @@ impl Edge {
         let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
         let limits = config.limits();
-        let router = transport::router(config, Arc::clone(&hub), publisher, drain.clone());
+        let router =
+            transport::router(config, Arc::clone(&hub), publisher, drain.clone(), watch::channel(false).1);
         let served = tokio::spawn(listen::serve(listener, router, limits, drain.clone()));
         Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }

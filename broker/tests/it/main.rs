@@ -38,4 +38,5 @@ mod state;
 mod stop;
 mod streams;
 mod support;
+mod takeover;
 mod wal_retention;

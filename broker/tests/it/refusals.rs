@@ -211,21 +211,6 @@ async fn roles_that_may_not_are_told_what_to_grant() {
 }
 
 #[tokio::test]
-async fn a_slot_that_another_broker_holds_is_waited_for_and_then_given_up() {
-    let name = "refusals_held";
-    server::create(name).await;
-    let path = file("refusals-held", &settings(&server::url(name).await, name, "lease = '1s'"));
-    setup(&path, &[]).await.succeeded();
-    let first = Serving::start(&path, "info").await.ready().await;
-    serve(&path).await.failed(69, &["slot refusals_held_live is held", "another broker", "`source.slot`"]);
-    // The one that holds it has not suffered.
-    assert_eq!(get(&first.admin, "/readyz").await.0, 200);
-    first.stop().await.succeeded();
-    let admin = server::connect(name, "postgres").await;
-    sql(&admin, "SELECT pg_drop_replication_slot('refusals_held')").await;
-}
-
-#[tokio::test]
 async fn a_server_that_is_not_fit_says_what_to_change() {
     let start = || Server::start("", &[], &[("wal_level", "replica"), ("max_slot_wal_keep_size", "-1")]);
     let server = tokio::task::spawn_blocking(start).await.unwrap();

@@ -51,8 +51,13 @@ fn write(name: &str, text: &str) -> PathBuf {
 impl Process {
     /// Starts it with this file and waits until it listens.
     pub(crate) async fn start(name: &str, text: &str) -> Self {
+        Self::start_with(name, text, &[]).await
+    }
+
+    /// The same with more arguments.
+    pub(crate) async fn start_with(name: &str, text: &str, args: &[&str]) -> Self {
         let file = write(name, text);
-        let mut child = command(&file).spawn().unwrap();
+        let mut child = command(&file).args(args).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut log = String::new();
         let address = |line: &str, key: &str| {
@@ -78,15 +83,18 @@ impl Process {
         Self { pid: child.id().unwrap(), child, client, http, admin, log, file }
     }
 
-    /// Runs one that ends by itself: its exit code and what it said.
-    pub(crate) async fn run(name: &str, text: &str) -> (Option<i32>, String) {
-        let output = within("the process ends", command(&write(name, text)).output()).await.unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    }
-
     /// Status and body of `/readyz`.
     pub(crate) async fn readiness(&self) -> (u16, String) {
         get(&self.admin, "/readyz").await
+    }
+
+    /// Until it is not ready for a reason that holds `text`.
+    pub(crate) async fn unready(&self, text: &str) {
+        until(text, async || {
+            let (status, body) = self.readiness().await;
+            status == 503 && body.contains(text)
+        })
+        .await;
     }
 
     pub(crate) async fn ready(&self) {

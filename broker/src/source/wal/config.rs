@@ -24,6 +24,9 @@ pub struct Config {
     /// key: nobody gains by another value, but tests, which do not have the time.
     #[serde(skip)]
     pub shutdown_pause: Duration,
+    /// Ask the broker that leads to hand over, once. No key, for it is about one start: `serve --takeover`.
+    #[serde(skip)]
+    pub takeover: bool,
 }
 
 /// What a restart can read again.
@@ -75,6 +78,7 @@ impl Default for Config {
             lease: Duration::from_secs(5),
             seed_bytes_per_second: 64 << 20,
             shutdown_pause: Duration::from_secs(10),
+            takeover: false,
         }
     }
 }

@@ -6,6 +6,7 @@ use tokio_postgres::error::SqlState;
 use walcast_wire::{Epoch, Position};
 
 use super::Config;
+use super::lease::WALSENDER;
 use super::rebuild::{self, Standing};
 use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
 use crate::event::Start;
@@ -30,6 +31,8 @@ pub(super) struct Connected {
     pub(super) standing: Standing,
     /// The process of our walsender.
     pub(super) walsender: i32,
+    /// The broker that asked for the lease last, before we had it.
+    pub(super) asked_by: Option<String>,
 }
 
 /// Connects. `silence_max` as in [`StreamOptions`]; what is published already, on the same number line, is not
@@ -42,7 +45,7 @@ pub(super) async fn connect(
     published: Option<(Epoch, u64)>,
 ) -> Result<Connected, Failure> {
     let standing = rebuild::ensure(target, companion, config).await?;
-    let mut connection = Connection::connect(target, "walcast", config.lease).await?;
+    let mut connection = Connection::connect(target, WALSENDER, config.lease).await?;
     let (floor, server_start) = copy_slot(&mut connection, companion, config).await?;
     if server_start != standing.server_start {
         companion.cut();
@@ -75,7 +78,8 @@ pub(super) async fn connect(
     let quiet_from =
         standing.quiet_before(floor).unwrap_or(Position::before(from)).min(Position::before(from));
     let start = Start { epoch, from, quiet_from, replay_until };
-    Ok(Connected { stream, start, standing, walsender })
+    let asked_by = standing.asked_by.clone();
+    Ok(Connected { stream, start, standing, walsender, asked_by })
 }
 
 /// The name of the number line: of all that decides which number a record has, and of nothing else.
@@ -167,6 +171,8 @@ pub(super) enum Kind {
     Silent,
     /// The lease is somebody's.
     Held,
+    /// Another broker asked for the lease, and has it.
+    HandedOver,
     /// An operator has to act.
     Operator,
 }
@@ -186,6 +192,7 @@ impl Failure {
         let retry = match self.kind {
             Kind::Passing | Kind::Silent | Kind::Held => Retry::After(Duration::ZERO),
             Kind::Shutdown => Retry::After(config.shutdown_pause),
+            Kind::HandedOver => Retry::HandedOver,
             Kind::Operator if running => Retry::After(AFTER_REFUSAL),
             Kind::Operator => Retry::Never,
         };

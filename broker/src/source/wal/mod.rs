@@ -1,6 +1,7 @@
 //! The write-ahead log as a source: one replication connection that streams from a temporary copy of the
 //! floor slot.
 //!
+//! - [`lease`]: waits until nobody else leads, and hands over to whom was told to
 //! - [`connect`]: copies the slot, names the number line, starts; `replication` speaks the protocol
 //! - [`rebuild`]: makes slot and generation anew where the number line ended
 //! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
@@ -36,6 +37,7 @@ mod encode;
 mod floor;
 mod gate;
 mod governor;
+mod lease;
 pub mod pgoutput;
 pub(crate) mod rebuild;
 pub mod replication;
@@ -51,6 +53,7 @@ use connect::{Connected, Failure, Kind};
 use floor::Floor;
 use gate::Gate;
 use governor::Governor;
+use lease::{Handover, Lease};
 use replication::{Frame, Stream};
 use retention::Pressure;
 use seeding::{Seeding, next_piece};
@@ -78,6 +81,9 @@ pub struct Wal {
     /// Not before this: the last attempt failed.
     reread_after: Option<Instant>,
     live: Option<Live>,
+    lease: Lease,
+    /// The log from before the stream's begin is being read: since when, from where, to where.
+    replaying: Option<(Instant, u64, u64)>,
     /// The number line that was streamed last, and how far it was yielded.
     line: Option<(Epoch, u64)>,
     /// On which number line everything up to where is published.
@@ -88,8 +94,6 @@ pub struct Wal {
     begun: bool,
     /// How often the server was silent in a row.
     silences: u32,
-    /// Since when the lease is somebody else's.
-    held_since: Option<Instant>,
     /// Without a gate: the newest transactions yielded, which others may not see yet.
     yielded: VecDeque<u32>,
 }
@@ -105,6 +109,7 @@ struct Live {
     ready: VecDeque<Changes>,
     acknowledged: watch::Sender<u64>,
     companion: watch::Receiver<SessionState>,
+    handover: Handover,
     gate_session: Option<Arc<Session>>,
     /// Ends when the slot has to be made anew.
     rebuilt: AbortOnDropHandle<Failure>,
@@ -130,6 +135,8 @@ impl Wal {
         hub: Arc<Hub>,
     ) -> Self {
         Self {
+            lease: Lease::new(&config, Arc::clone(&companion), Arc::clone(&health)),
+            replaying: None,
             target: companion.target().clone(),
             config,
             replay,
@@ -146,14 +153,13 @@ impl Wal {
             seeded: false,
             begun: false,
             silences: 0,
-            held_since: None,
             yielded: VecDeque::new(),
         }
     }
 
     async fn connect(&mut self) -> Result<Live, Failure> {
         let silence_max = self.config.lease / 2 * 2_u32.pow(self.silences.min(SILENCE_DOUBLINGS_MAX));
-        let Connected { stream, start, standing, walsender } =
+        let Connected { stream, start, standing, walsender, asked_by } =
             connect::connect(&self.target, &self.companion, &self.config, silence_max, self.published)
                 .await?;
         let gate = match self.config.delivery {
@@ -206,14 +212,17 @@ impl Wal {
             }
             (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
         }
-        self.held_since = None;
+        let handover = self.lease.won(walsender, asked_by).await?;
         tracing::info!(
             slot = self.config.slot,
             from = %walcast_wire::Position::before(start.from),
             epoch = %start.epoch,
+            replay_bytes = start.replay_until.saturating_sub(start.from),
             "streaming"
         );
+        self.replaying = Some((Instant::now(), start.from, start.replay_until));
         Ok(Live {
+            handover,
             gate_session: gate.as_ref().map(Gate::session),
             stream,
             assembler: Assembler::new(&standing.key),
@@ -233,13 +242,17 @@ impl Wal {
     /// One step on; `None`: nothing to yield yet. Cancel safe: what is under way is kept in `self`.
     async fn step(&mut self) -> Result<Option<Changes>, Failure> {
         let Some(live) = &mut self.live else {
+            self.lease.wait().await?;
             let connected = tokio::time::timeout(CONNECT_MAX, self.connect()).await;
             let late = || {
                 let seconds = CONNECT_MAX.as_secs();
                 let message = format!("connecting to Postgres was not done after {seconds} s");
                 Failure { message, kind: Kind::Silent }
             };
-            self.live = Some(connected.unwrap_or_else(|_| Err(late()))?);
+            match connected.unwrap_or_else(|_| Err(late())) {
+                Err(Failure { kind: Kind::Held, .. }) => self.lease.lost_the_race().await,
+                connected => self.live = Some(connected?),
+            }
             return Ok(None);
         };
         if let Some(changes) = live.ready.pop_front() {
@@ -269,6 +282,7 @@ impl Wal {
                 let message = "both slots were given up, for they kept more WAL than max_slot_wal_keep_size allows";
                 return Err(Failure::again(message));
             }
+            asked = live.handover.asked() => return Err(asked),
             step = either => step,
         };
         let changes = match step {
@@ -293,16 +307,29 @@ impl Wal {
                 }
                 if let (Some((_, upto)), Some(end)) = (&mut self.line, part.end) {
                     *upto = end;
+                    self.replayed(end);
                 }
             }
             Some(Changes::Idle(lsn)) => {
                 if let Some((_, upto)) = &mut self.line {
                     *upto = (*upto).max(*lsn);
                 }
+                self.replayed(*lsn);
             }
             _ => {}
         }
         Ok(changes)
+    }
+
+    /// Says once that the log from before the stream's begin was read.
+    fn replayed(&mut self, upto: u64) {
+        if let Some((begin, from, until)) = self.replaying
+            && upto >= until
+        {
+            self.replaying = None;
+            let took_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(slot = self.config.slot, bytes = until.saturating_sub(from), took_ms, "replayed");
+        }
     }
 
     /// The stream is over: lets go of everything and says what to do.
@@ -317,28 +344,10 @@ impl Wal {
                 self.take_back(seeding);
             }
         }
-        if failure.kind != Kind::Held {
-            self.held_since = None;
-        }
-        match failure.kind {
-            Kind::Silent => {
-                self.silences += 1;
-                // The same link, most likely; whoever waits on it would wait for ever.
-                self.companion.cut();
-            }
-            Kind::Held => {
-                let since = *self.held_since.get_or_insert_with(Instant::now);
-                // Our own last connection may linger for a lease; who holds on longer lives.
-                if !running && since.elapsed() > self.config.lease * 2 {
-                    let message = format!(
-                        "{}; it was held for {} s: stop that broker, or give this one another `source.slot`",
-                        failure.message,
-                        since.elapsed().as_secs()
-                    );
-                    return Failure::needs_operator(message).into_error(running, &self.config);
-                }
-            }
-            _ => {}
+        if failure.kind == Kind::Silent {
+            self.silences += 1;
+            // The same link, most likely; whoever waits on it would wait for ever.
+            self.companion.cut();
         }
         failure.into_error(running, &self.config)
     }

@@ -107,6 +107,8 @@ pub(super) struct Standing {
     held: bool,
     /// Nothing was published from the first to the second, as the broker that moved the slot there wrote down.
     quiet: Option<(Position, u64)>,
+    /// The broker that asked for the lease last.
+    pub(super) asked_by: Option<String>,
 }
 
 impl Standing {
@@ -311,7 +313,7 @@ async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
                current_setting('server_version_num')::int4, current_setting('wal_level'), pg_is_in_recovery(),
                s.publication_oid, p.oid, current_database()::text, f.slot_name IS NOT NULL,
                f.wal_status IS NOT DISTINCT FROM 'lost', f.plugin::text, f.database::text, l.active_pid IS NOT NULL,
-               s.quiet_lsn, s.quiet_ordinal, s.quiet_upto
+               s.quiet_lsn, s.quiet_ordinal, s.quiet_upto, s.takeover_by::text
         FROM (VALUES (1)) AS one
         LEFT JOIN walcast.key k ON true
         LEFT JOIN walcast.source s ON s.slot = $1
@@ -344,6 +346,7 @@ async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
             slot: exists.then_some(slot),
             held: row.try_get(13)?,
             quiet,
+            asked_by: row.try_get(17)?,
         };
         Ok((standing, standby, key.is_some(), generation.is_some(), row.try_get::<_, String>(8)?))
     };
@@ -419,6 +422,7 @@ mod tests {
             slot: Some(slot),
             held: false,
             quiet: Some((Position::new(90, 2), 100)),
+            asked_by: None,
         }
     }
 
