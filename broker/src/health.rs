@@ -185,6 +185,12 @@ mod tests {
             "the gate explains the silence"
         );
         health.well(Part::Gate);
+        let standing_by = health.standing_by();
+        health.unwell(Part::Lease, "another broker leads");
+        assert!(*standing_by.borrow() && !health.ready(start));
+        assert_eq!(health.problems(start + Duration::from_secs(11)).len(), 1, "nothing is to come here");
+        health.well(Part::Lease);
+        assert!(!*standing_by.borrow());
         health.unwell(Part::Floor, "cannot be moved");
         assert!(health.ready(start));
         assert_eq!(health.problems(start).len(), 1);
