@@ -4,6 +4,7 @@
 mod broker;
 mod client;
 mod commands;
+mod crowd;
 mod database;
 mod decode;
 mod delivery;
@@ -14,6 +15,9 @@ mod failover;
 mod fuzz;
 mod governor;
 mod http;
+#[path = "../judge/mod.rs"]
+mod judge;
+mod kill;
 mod lease;
 mod liveness;
 mod memory;

@@ -56,8 +56,15 @@ impl Process {
 
     /// The same with more arguments.
     pub(crate) async fn start_with(name: &str, text: &str, args: &[&str]) -> Self {
+        Self::start_as(name, text, args, &[]).await
+    }
+
+    /// The same with these variables in its environment, too.
+    pub(crate) async fn start_as(
+        name: &str, text: &str, args: &[&str], variables: &[(&str, &str)],
+    ) -> Self {
         let file = write(name, text);
-        let mut child = command(&file).args(args).spawn().unwrap();
+        let mut child = command(&file).args(args).envs(variables.iter().copied()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut log = String::new();
         let address = |line: &str, key: &str| {

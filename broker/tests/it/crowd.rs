@@ -1,0 +1,352 @@
+//! A crowd on one database: some publish, many follow and come back whenever they are cut, and all of it is
+//! written down for the judge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client as Sql, NoTls};
+use tokio_util::sync::CancellationToken;
+use walcast_client::wire::{Position, Topic};
+use walcast_client::{After, Client, EventsRequest, Message, Subscription, Transport};
+
+use crate::broker::{connect, patterns, prepare, run, value, within};
+use crate::judge::slot::{Raw, commits};
+use crate::judge::{Entry, History, Noted, Seen, Terms, Truth, What, digest, judge, summary};
+
+/// Each row stands for one transaction and says, by the rule of [`texts`], what it published.
+const LEDGER: &str = "CREATE TABLE ledger (writer int, n int, \
+    xid int8 NOT NULL DEFAULT pg_current_xact_id()::xid::text::int8, PRIMARY KEY (writer, n))";
+/// The rows are events, too.
+pub(crate) const RULE: &str =
+    "[[table]]\nname = 'public.ledger'\ntopic = 'row/{writer}'\ncolumns = ['writer', 'n']";
+/// The writer of the marks that everybody follows, by which followers know that they are done.
+const MARKS: u32 = 0;
+/// One in so many followers looks on delivery whether the row is there.
+const LOOKING: usize = 20;
+/// One in so many keeps a copy of its place that is this many events old, and comes back with that.
+const FORGETFUL: usize = 5;
+const FORGOTTEN: usize = 16;
+
+/// How large it is, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) writers: u32,
+    pub(crate) followers: usize,
+    /// Between two transactions of one writer.
+    pub(crate) pause: Duration,
+}
+
+/// See the module.
+pub(crate) struct Crowd {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    /// Where the broker is now.
+    broker: watch::Sender<Option<Client>>,
+    /// Events that followers were given so far.
+    delivered: Arc<AtomicU64>,
+    stop: CancellationToken,
+    writers: Vec<JoinHandle<()>>,
+    followers: Vec<JoinHandle<History>>,
+    /// Where the first mark is, once there is one.
+    end: watch::Sender<Option<Position>>,
+}
+
+impl Crowd {
+    /// Makes a database ready, with a slot of the judge's own.
+    pub(crate) async fn prepare(url: &str, name: &str) -> Self {
+        prepare(url, name, LEDGER, RULE).await;
+        let slot = format!("SELECT pg_create_logical_replication_slot('{name}_judge', 'pgoutput')");
+        run(&connect(url).await, &slot).await;
+        Self {
+            name: name.to_owned(),
+            url: url.to_owned(),
+            broker: watch::channel(None).0,
+            delivered: Arc::default(),
+            stop: CancellationToken::new(),
+            writers: Vec::new(),
+            followers: Vec::new(),
+            end: watch::channel(None).0,
+        }
+    }
+
+    /// Where the broker is from now on.
+    pub(crate) fn at(&self, client: &Client) {
+        self.broker.send_replace(Some(client.clone()));
+    }
+
+    /// Sets everybody to work, from the broker's present head on.
+    pub(crate) async fn begin(&mut self, size: Size) {
+        let broker = self.broker.borrow().clone().unwrap();
+        let mut now = EventsRequest::new(patterns(&["**"])).after(After::Now);
+        now.wait = Some(Duration::ZERO);
+        let start = broker.poll(&now).await.unwrap().cursor;
+        let begun = Instant::now();
+        for number in 0..size.followers {
+            let writer = number as u32 % size.writers + 1;
+            let topics = match number {
+                0..3 => patterns(&["**"]),
+                _ => patterns(&[&format!("row/{writer}"), &format!("said/{writer}"), "row/0"]),
+            };
+            let request = EventsRequest::new(topics.clone()).after(After::Cursor(start));
+            let follower = Follower {
+                number,
+                begun,
+                broker: self.broker.subscribe(),
+                delivered: Arc::clone(&self.delivered),
+                end: self.end.subscribe(),
+                eyes: (number % LOOKING == 0).then(|| Eyes { url: self.url.clone(), sql: None }),
+                connection: 0,
+                history: History { client: format!("follower {number}"), topics, entries: Vec::new() },
+            };
+            self.followers.push(tokio::spawn(follower.run(Subscription::new(request))));
+        }
+        for writer in 1..=size.writers {
+            self.writers.push(tokio::spawn(write(self.url.clone(), writer, size.pause, self.stop.clone())));
+        }
+    }
+
+    /// Events delivered so far.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more events are delivered.
+    pub(crate) async fn progress(&self, events: u64) {
+        let until = self.delivered() + events;
+        crate::broker::until("the crowd gets on", async || self.delivered() >= until).await;
+    }
+
+    /// Lets the writers stop, and the followers receive what there is; then reads the truth.
+    pub(crate) async fn end(self) -> (Truth, Vec<History>, Terms) {
+        self.stop.cancel();
+        for writer in self.writers {
+            within("a writer stops", writer).await.unwrap();
+        }
+        let sql = connect(&self.url).await;
+        let all = async {
+            let mut histories = Vec::with_capacity(self.followers.len());
+            for follower in self.followers {
+                histories.push(follower.await.unwrap());
+            }
+            histories
+        };
+        let marks = async {
+            for n in 1_u32.. {
+                publish(&sql, MARKS, n).await.unwrap();
+                if n == 1 {
+                    let (truth, _) = truth(&sql, &self.name).await;
+                    let first = truth.commits.last().unwrap();
+                    self.end.send_replace(Some(Position::new(first.lsn, first.records[0].ordinal)));
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        // Each has its first mark, and knows by a second one that it has.
+        let histories = tokio::select! {
+            histories = within("everybody gets to the mark", all) => histories,
+            () = marks => unreachable!("there is no last mark"),
+        };
+        let (truth, events) = truth(&sql, &self.name).await;
+        println!("{}: {} commits, {events} events", self.name, truth.commits.len());
+        let until = self.end.borrow().unwrap();
+        (truth, histories, Terms { resets: false, until })
+    }
+
+    /// As [`end`](Self::end), and nothing may be wrong.
+    pub(crate) async fn judged(self) {
+        let (truth, histories, terms) = self.end().await;
+        let violations = judge(&truth, &histories, &terms);
+        assert!(violations.is_empty(), "{}", summary(&violations));
+    }
+}
+
+/// What the transaction `n` of a writer publishes besides its row.
+fn texts(n: u32) -> Vec<Value> {
+    let many = if n.is_multiple_of(3) { 2 } else { 1 };
+    (1..=many).map(|i| json!({"n": n, "i": i})).collect()
+}
+
+/// One transaction.
+async fn publish(sql: &Sql, writer: u32, n: u32) -> Result<(), tokio_postgres::Error> {
+    let says = |text: &Value| format!("SELECT walcast.publish('said/{writer}', '{text}');");
+    let says: String = texts(n).iter().map(says).collect();
+    let all = format!("INSERT INTO ledger VALUES ({writer}, {n}); {says}");
+    if n.is_multiple_of(5) {
+        sql.batch_execute(&format!("BEGIN; {all} ROLLBACK")).await?;
+    }
+    sql.batch_execute(&format!("BEGIN; {all} COMMIT")).await
+}
+
+/// Publishes until told to stop, whatever happens to the server.
+async fn write(url: String, writer: u32, pause: Duration, stop: CancellationToken) {
+    let mut sql: Option<Sql> = None;
+    let mut pace = tokio::time::interval(pause);
+    for n in 1_u32.. {
+        tokio::select! {
+            _ = pace.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if sql.is_none() {
+            sql = reach(&url).await;
+        }
+        if let Some(session) = &sql
+            && publish(session, writer, n).await.is_err()
+        {
+            sql = None;
+        }
+    }
+}
+
+/// A session, if the server is there.
+async fn reach(url: &str) -> Option<Sql> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.ok()?;
+    tokio::spawn(connection);
+    Some(client)
+}
+
+struct Follower {
+    number: usize,
+    begun: Instant,
+    broker: watch::Receiver<Option<Client>>,
+    delivered: Arc<AtomicU64>,
+    end: watch::Receiver<Option<Position>>,
+    eyes: Option<Eyes>,
+    connection: u32,
+    history: History,
+}
+
+impl Follower {
+    async fn run(mut self, mut place: Subscription) -> History {
+        let mut old = place.clone();
+        loop {
+            let client = self.broker.borrow().clone().unwrap();
+            self.connection += 1;
+            let forgets = self.number.is_multiple_of(FORGETFUL) && self.connection.is_multiple_of(2);
+            let from = if forgets { &old } else { &place };
+            // Another transport each time.
+            let transport = Transport::ALL[(self.number + self.connection as usize) % 3];
+            self.note(What::Presented(from.cursor()));
+            if let Ok(mut stream) = client.resume(transport, from.clone()).await {
+                let mut events = 0;
+                while let Ok(Some(message)) = stream.next().await {
+                    events += 1;
+                    if events % FORGOTTEN == 0 {
+                        old = stream.subscription().clone();
+                    }
+                    self.message(message).await;
+                    if self.upto(stream.subscription()) {
+                        return self.history;
+                    }
+                }
+                place = stream.into_subscription();
+            }
+            // A crowd that comes back all at once, again and again, leaves the machine no time for anything else.
+            tokio::time::sleep(Duration::from_millis(100 + self.number as u64 % 100)).await;
+        }
+    }
+
+    fn note(&mut self, what: What) {
+        let (at, connection) = (self.begun.elapsed(), self.connection);
+        self.history.entries.push(Entry { at, connection, what });
+    }
+
+    async fn message(&mut self, message: Message) {
+        match message {
+            Message::Event(event) => {
+                let event = value(&event);
+                let found = match &mut self.eyes {
+                    Some(eyes) => eyes.find(&event.topic, &event.data).await,
+                    None => None,
+                };
+                self.delivered.fetch_add(1, Ordering::Relaxed);
+                self.note(What::Event(Seen {
+                    cursor: event.cursor,
+                    digest: digest(&event.data),
+                    topic: event.topic,
+                    xid: event.xid,
+                    last: event.last,
+                    partial: event.partial,
+                    found,
+                }));
+            }
+            Message::Reset(reset) => self.note(What::Reset(reset)),
+            Message::Subscribed { .. } | Message::Bye { .. } => {}
+            Message::Refused { code, detail } => panic!("{}: {code}: {detail}", self.history.client),
+        }
+    }
+
+    /// Notes how far it is; whether that is the end.
+    fn upto(&mut self, place: &Subscription) -> bool {
+        let Some(cursor) = place.cursor() else { return false };
+        let last = self.history.entries.iter().rev().find_map(|entry| match entry.what {
+            What::Presented(last) => Some(last),
+            What::Upto(last) => Some(Some(last)),
+            _ => None,
+        });
+        if last != Some(Some(cursor)) {
+            self.note(What::Upto(cursor));
+        }
+        self.end.borrow().is_some_and(|end| cursor.position >= end)
+    }
+}
+
+/// Looks for the row of an event.
+struct Eyes {
+    url: String,
+    sql: Option<Sql>,
+}
+
+impl Eyes {
+    async fn find(&mut self, topic: &Topic, data: &Value) -> Option<bool> {
+        if self.sql.is_none() {
+            self.sql = reach(&self.url).await;
+        }
+        let (_, writer) = topic.as_str().split_once('/')?;
+        let look = format!("SELECT 1 FROM ledger WHERE writer = {writer} AND n = {}", data["n"]);
+        let found = self.sql.as_ref()?.simple_query(&look).await;
+        let Ok(rows) = found else {
+            self.sql = None;
+            return None;
+        };
+        Some(rows.iter().any(|row| matches!(row, tokio_postgres::SimpleQueryMessage::Row(_))))
+    }
+}
+
+/// What the ledger and the judge's slot say, and how many events that is.
+async fn truth(sql: &Sql, name: &str) -> (Truth, usize) {
+    let slot = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', \
+                'publication_names', $2, 'messages', 'true')";
+    let rows = sql.query(slot, &[&format!("{name}_judge"), &name]).await.unwrap();
+    let lines = rows.iter().map(|row| row.get::<_, &[u8]>(0));
+    let mut commits = commits(lines, &|raw| match raw {
+        Raw::Insert("public.ledger", row) => {
+            let number = |column: &str| row[column].parse::<u32>().unwrap();
+            Some(row_event(number("writer"), number("n")))
+        }
+        Raw::Message(prefix, content) if prefix.starts_with("walcast:") => {
+            let (topic, data) = content.split_once('\n').unwrap();
+            Some((topic.parse().unwrap(), digest(&serde_json::from_str(data).unwrap())))
+        }
+        _ => None,
+    });
+    commits.retain(|commit| !commit.records.is_empty());
+    let mut ledger = Vec::new();
+    for row in sql.query("SELECT writer, n, xid FROM ledger", &[]).await.unwrap() {
+        let (writer, n) = (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32);
+        let xid = row.get::<_, i64>(2) as u32;
+        let said: Topic = format!("said/{writer}").parse().unwrap();
+        let said = texts(n).into_iter().map(|text| (said.clone(), digest(&text)));
+        let events = std::iter::once(row_event(writer, n)).chain(said);
+        ledger.extend(events.map(|(topic, digest)| Noted { xid, topic, digest }));
+    }
+    let events = ledger.len();
+    (Truth { commits, ledger }, events)
+}
+
+fn row_event(writer: u32, n: u32) -> (Topic, u64) {
+    (format!("row/{writer}").parse().unwrap(), digest(&json!({"writer": writer, "n": n})))
+}
