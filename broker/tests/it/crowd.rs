@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client as Sql, NoTls};
 use tokio_util::sync::CancellationToken;
-use walcast_client::wire::{Position, Topic};
+use walcast_client::wire::{Position, ProblemCode, Topic};
 use walcast_client::{After, Client, EventsRequest, Message, Subscription, Transport};
 
 use crate::broker::{connect, patterns, prepare, run, value, within};
@@ -232,7 +232,10 @@ impl Follower {
             self.note(What::Presented(from.cursor()));
             if let Ok(mut stream) = client.resume(transport, from.clone()).await {
                 let mut events = 0;
-                while let Ok(Some(message)) = stream.next().await {
+                // A WebSocket that is not served yet says so in a frame, and not by its status.
+                while let Ok(Some(message)) = stream.next().await
+                    && !matches!(message, Message::Refused { code: ProblemCode::Unavailable, .. })
+                {
                     events += 1;
                     if events % FORGOTTEN == 0 {
                         old = stream.subscription().clone();

@@ -28,7 +28,7 @@ async fn nothing_is_lost_over_kills_of_broker_and_postgres() {
     for round in 0..rounds() {
         // Now while it works, now in the middle of coming back.
         if round % 4 != 3 {
-            crowd.progress(50 + round * 37 % 500).await;
+            crowd.progress(200 + round * 517 % 2_000).await;
         }
         if round % 5 == 4 {
             server.crash().await;
