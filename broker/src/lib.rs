@@ -18,7 +18,7 @@
 //! - [`admin`]: health and metrics; [`telemetry`]: logs, names of metrics; [`health`]: what is unwell, in words;
 //!   [`facts`]: figures of the source
 //! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
-//! - [`cli`]: the commands
+//! - [`cli`]: the commands; `sabotage`: faults that tests put in, absent from release builds
 //! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
 
 pub mod admin;
@@ -34,6 +34,8 @@ pub mod node;
 pub mod pipeline;
 pub mod postgres;
 pub mod router;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod source;
 pub mod telemetry;
 pub mod throwaway;

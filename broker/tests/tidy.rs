@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Modules of the broker crate by layer. A module imports from layers below its own, and from its own layer
 /// only where [`edges`] are not concerned.
 const LAYERS: &[(u8, &[&str])] = &[
-    (1, &["event", "value", "units", "telemetry", "health", "facts", "postgres", "listen"]),
+    (1, &["event", "value", "units", "telemetry", "health", "facts", "postgres", "listen", "sabotage"]),
     (2, &["router", "auth", "hub"]),
     (EDGES, &["source", "backbone", "transport", "admin"]),
     (4, &["pipeline"]),

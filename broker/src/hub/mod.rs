@@ -27,6 +27,7 @@ use self::registry::Registry;
 use self::retained::{Filling, Retained, Verdict};
 pub use self::subscription::{CurrentValues, Delivery, From, Subscription};
 use crate::event::{Batch, Effect, Entry, Event, Note, State};
+use crate::sabotage::{Fault, sabotaged};
 
 /// How much the hub holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,7 +245,8 @@ impl Hub {
     pub fn window(&self) -> Option<Window> {
         let inner = self.inner.lock();
         let head = inner.line.as_ref()?.head;
-        let replay_from = inner.history.oldest().unwrap_or(head).major;
+        let behind = u64::from(sabotaged(Fault::FloorAtOldest));
+        let replay_from = inner.history.oldest().unwrap_or(head).major + behind;
         Some(Window { quiet_from: inner.history.floor(), replay_from })
     }
 
@@ -308,7 +310,8 @@ impl Inner {
             }
             Some(Note::SeedEnd { snapshot, settle }) => self.retained.seed_end(snapshot, *settle),
         }
-        if batch.upto > line.head {
+        let as_text = || batch.upto.to_string() > line.head.to_string();
+        if batch.upto > line.head && (!sabotaged(Fault::TextOrder) || as_text()) {
             let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);
             let (events, blind) = self.retained.take(&batch.entries[fresh..]);
             if let Some(position) = blind {

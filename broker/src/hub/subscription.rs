@@ -12,6 +12,7 @@ use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, TopicPattern};
 use super::registry::{Waiter, WaiterId};
 use super::{Encoded, Encoder, Hub, Inner, SubscribeError};
 use crate::event::Event;
+use crate::sabotage::{Fault, sabotaged};
 
 /// Entries of history that one look goes through, so that no subscriber holds the hub for long.
 const SCAN_MAX: usize = 4096;
@@ -117,7 +118,8 @@ impl Subscription {
                 (cursor.position, Values::Done)
             }
         };
-        let waiter = Waiter { pending_after: (position < line.head).then_some(position), waker: None };
+        let pending = position < line.head && !sabotaged(Fault::LateWaiter);
+        let waiter = Waiter { pending_after: pending.then_some(position), waker: None };
         let cursor = match values {
             Values::Done => Cursor::new(epoch, position),
             _ => Cursor::new(epoch, Position::ZERO),

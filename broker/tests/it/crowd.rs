@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client as Sql, NoTls};
 use tokio_util::sync::CancellationToken;
-use walcast_client::wire::{Position, ProblemCode, Topic};
+use walcast_client::wire::{Cursor, Position, ProblemCode, Topic};
 use walcast_client::{After, Client, EventsRequest, Message, Subscription, Transport};
 
-use crate::broker::{connect, patterns, prepare, run, value, within};
+use crate::broker::{LIMIT, connect, patterns, prepare, run, value, within};
 use crate::judge::slot::{Raw, commits};
-use crate::judge::{Entry, History, Noted, Seen, Terms, Truth, What, digest, judge, summary};
+use crate::judge::{Entry, History, Noted, Seen, Terms, Truth, Violation, What, digest, judge, summary};
 
 /// Each row stands for one transaction and says, by the rule of [`texts`], what it published.
 const LEDGER: &str = "CREATE TABLE ledger (writer int, n int, \
@@ -53,6 +53,11 @@ pub(crate) struct Crowd {
     followers: Vec<JoinHandle<History>>,
     /// Where the first mark is, once there is one.
     end: watch::Sender<Option<Position>>,
+    /// Followers that are not there yet have waited long enough.
+    give_up: CancellationToken,
+    /// Where it began.
+    start: Option<Cursor>,
+    begun: Instant,
 }
 
 impl Crowd {
@@ -70,6 +75,9 @@ impl Crowd {
             writers: Vec::new(),
             followers: Vec::new(),
             end: watch::channel(None).0,
+            give_up: CancellationToken::new(),
+            start: None,
+            begun: Instant::now(),
         }
     }
 
@@ -83,30 +91,37 @@ impl Crowd {
         let broker = self.broker.borrow().clone().unwrap();
         let mut now = EventsRequest::new(patterns(&["**"])).after(After::Now);
         now.wait = Some(Duration::ZERO);
-        let start = broker.poll(&now).await.unwrap().cursor;
-        let begun = Instant::now();
+        self.start = Some(broker.poll(&now).await.unwrap().cursor);
         for number in 0..size.followers {
             let writer = number as u32 % size.writers + 1;
-            let topics = match number {
-                0..3 => patterns(&["**"]),
-                _ => patterns(&[&format!("row/{writer}"), &format!("said/{writer}"), "row/0"]),
-            };
-            let request = EventsRequest::new(topics.clone()).after(After::Cursor(start));
-            let follower = Follower {
-                number,
-                begun,
-                broker: self.broker.subscribe(),
-                delivered: Arc::clone(&self.delivered),
-                end: self.end.subscribe(),
-                eyes: (number % LOOKING == 0).then(|| Eyes { url: self.url.clone(), sql: None }),
-                connection: 0,
-                history: History { client: format!("follower {number}"), topics, entries: Vec::new() },
-            };
-            self.followers.push(tokio::spawn(follower.run(Subscription::new(request))));
+            match number {
+                0..3 => self.follow(&["**"]),
+                _ => self.follow(&[&format!("row/{writer}"), &format!("said/{writer}"), "row/0"]),
+            }
         }
         for writer in 1..=size.writers {
-            self.writers.push(tokio::spawn(write(self.url.clone(), writer, size.pause, self.stop.clone())));
+            let stop = self.stop.clone();
+            self.writers.push(tokio::spawn(write(self.url.clone(), writer, size.pause, stop)));
         }
+    }
+
+    /// One more follower, from where all began.
+    pub(crate) fn follow(&mut self, topics: &[&str]) {
+        let (number, topics) = (self.followers.len(), patterns(topics));
+        let start = After::Cursor(self.start.unwrap());
+        let place = Subscription::new(EventsRequest::new(topics.clone()).after(start));
+        let follower = Follower {
+            number,
+            begun: self.begun,
+            broker: self.broker.subscribe(),
+            delivered: Arc::clone(&self.delivered),
+            end: self.end.subscribe(),
+            give_up: self.give_up.clone(),
+            eyes: number.is_multiple_of(LOOKING).then(|| Eyes { url: self.url.clone(), sql: None }),
+            connection: 0,
+            history: History { client: format!("follower {number}"), topics, entries: Vec::new() },
+        };
+        self.followers.push(tokio::spawn(follower.run(place)));
     }
 
     /// Events delivered so far.
@@ -120,8 +135,8 @@ impl Crowd {
         crate::broker::until("the crowd gets on", async || self.delivered() >= until).await;
     }
 
-    /// Lets the writers stop, and the followers receive what there is; then reads the truth.
-    pub(crate) async fn end(self) -> (Truth, Vec<History>, Terms) {
+    /// Lets the writers stop, and the followers receive what there is, or give up; then reads the truth.
+    pub(crate) async fn end(self, patience: Duration) -> (Truth, Vec<History>, Terms) {
         self.stop.cancel();
         for writer in self.writers {
             within("a writer stops", writer).await.unwrap();
@@ -145,9 +160,14 @@ impl Crowd {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
+        let give_up = self.give_up.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            give_up.cancel();
+        });
         // Each has its first mark, and knows by a second one that it has.
         let histories = tokio::select! {
-            histories = within("everybody gets to the mark", all) => histories,
+            histories = within("everybody gives up", all) => histories,
             () = marks => unreachable!("there is no last mark"),
         };
         let (truth, events) = truth(&sql, &self.name).await;
@@ -156,10 +176,15 @@ impl Crowd {
         (truth, histories, Terms { resets: false, until })
     }
 
+    /// As [`end`](Self::end), and all that is wrong.
+    pub(crate) async fn judged(self, patience: Duration, resets: bool) -> Vec<Violation> {
+        let (truth, histories, terms) = self.end(patience).await;
+        judge(&truth, &histories, &Terms { resets, ..terms })
+    }
+
     /// As [`end`](Self::end), and nothing may be wrong.
-    pub(crate) async fn judged(self) {
-        let (truth, histories, terms) = self.end().await;
-        let violations = judge(&truth, &histories, &terms);
+    pub(crate) async fn acquitted(self, resets: bool) {
+        let violations = self.judged(LIMIT, resets).await;
         assert!(violations.is_empty(), "{}", summary(&violations));
     }
 }
@@ -171,7 +196,7 @@ fn texts(n: u32) -> Vec<Value> {
 }
 
 /// One transaction.
-async fn publish(sql: &Sql, writer: u32, n: u32) -> Result<(), tokio_postgres::Error> {
+pub(crate) async fn publish(sql: &Sql, writer: u32, n: u32) -> Result<(), tokio_postgres::Error> {
     let says = |text: &Value| format!("SELECT walcast.publish('said/{writer}', '{text}');");
     let says: String = texts(n).iter().map(says).collect();
     let all = format!("INSERT INTO ledger VALUES ({writer}, {n}); {says}");
@@ -214,13 +239,24 @@ struct Follower {
     broker: watch::Receiver<Option<Client>>,
     delivered: Arc<AtomicU64>,
     end: watch::Receiver<Option<Position>>,
+    give_up: CancellationToken,
     eyes: Option<Eyes>,
     connection: u32,
     history: History,
 }
 
 impl Follower {
-    async fn run(mut self, mut place: Subscription) -> History {
+    async fn run(mut self, place: Subscription) -> History {
+        let give_up = self.give_up.clone();
+        tokio::select! {
+            () = self.follow(place) => {}
+            () = give_up.cancelled() => {}
+        }
+        self.history
+    }
+
+    /// Until it is where all followers are to get.
+    async fn follow(&mut self, mut place: Subscription) {
         let mut old = place.clone();
         loop {
             let client = self.broker.borrow().clone().unwrap();
@@ -242,7 +278,7 @@ impl Follower {
                     }
                     self.message(message).await;
                     if self.upto(stream.subscription()) {
-                        return self.history;
+                        return;
                     }
                 }
                 place = stream.into_subscription();

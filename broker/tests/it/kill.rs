@@ -6,39 +6,80 @@ use crate::crowd::{Crowd, RULE, Size};
 use crate::serving::{self, Process};
 use crate::support::Server;
 
-/// `WALCAST_SOAK=1`: ten times as often.
-fn rounds() -> u64 {
-    if std::env::var_os("WALCAST_SOAK").is_some_and(|soak| soak == "1") { 250 } else { 25 }
+/// Ten times as often with `WALCAST_SOAK=1`.
+fn rounds(few: u64) -> u64 {
+    if std::env::var_os("WALCAST_SOAK").is_some_and(|soak| soak == "1") { 10 * few } else { few }
 }
 
-const CROWD: Size = Size { writers: 8, followers: 200, pause: Duration::from_millis(100) };
+/// A server and a broker of the test's own, and a crowd on them.
+struct Scene {
+    server: Server,
+    crowd: Crowd,
+    text: String,
+    broker: Process,
+}
+
+impl Scene {
+    async fn begin(name: &str, history: &str, size: Size) -> Self {
+        let server = Server::tuned(&[]).await;
+        let mut crowd = Crowd::prepare(&server.create_database(name).await, name).await;
+        let text = serving::file(&crowd.url, name, "", &format!("{history}\n{RULE}"));
+        let broker = Process::start(name, &text).await;
+        broker.ready().await;
+        crowd.at(&broker.client);
+        crowd.begin(size).await;
+        crowd.progress(100).await;
+        Self { server, crowd, text, broker }
+    }
+
+    /// Each fifth time the server crashes, else the broker is killed.
+    async fn kill(&mut self, round: u64) {
+        if round % 5 == 4 {
+            self.server.crash().await;
+            self.server.start_again().await;
+        } else {
+            self.broker.signal("KILL");
+            let new = Process::start(&self.crowd.name, &self.text).await;
+            std::mem::replace(&mut self.broker, new).ended().await;
+            self.crowd.at(&self.broker.client);
+        }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_over_kills_of_broker_and_postgres() {
-    let name = "kill";
-    let server = Server::tuned(&[]).await;
-    let mut crowd = Crowd::prepare(&server.create_database(name).await, name).await;
-    let text = serving::file(&crowd.url, name, "", RULE);
-    let mut broker = Process::start(name, &text).await;
-    broker.ready().await;
-    crowd.at(&broker.client);
-    crowd.begin(CROWD).await;
-    crowd.progress(100).await;
-    let start = Instant::now();
-    for round in 0..rounds() {
+    let size = Size { writers: 8, followers: 200, pause: Duration::from_millis(100) };
+    let mut scene = Scene::begin("kill", "", size).await;
+    let (rounds, start) = (rounds(25), Instant::now());
+    for round in 0..rounds {
         // Now while it works, now in the middle of coming back.
         if round % 4 != 3 {
-            crowd.progress(200 + round * 517 % 2_000).await;
+            scene.crowd.progress(200 + round * 517 % 2_000).await;
         }
-        if round % 5 == 4 {
-            server.crash().await;
-        } else {
-            broker.signal("KILL");
-            broker.ended().await;
-            broker = Process::start(name, &text).await;
-            crowd.at(&broker.client);
-        }
+        scene.kill(round).await;
     }
-    println!("{} rounds in {:?}, {} events delivered", rounds(), start.elapsed(), crowd.delivered());
-    crowd.judged().await;
+    println!("{rounds} rounds in {:?}, {} events delivered", start.elapsed(), scene.crowd.delivered());
+    // All of it is still there for one who was away from beginning to end.
+    scene.crowd.follow(&["**"]);
+    scene.crowd.acquitted(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_small_window_loses_is_told() {
+    let size = Size { writers: 4, followers: 30, pause: Duration::from_millis(50) };
+    let mut scene = Scene::begin("kill_window", "[history]\nevents = 200", size).await;
+    let floor =
+        "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = 'kill_window'";
+    let before: u64 = scene.server.sql(floor).parse().unwrap();
+    for round in 0..rounds(10) {
+        // The window moves on, and the floor with it.
+        scene.server.sql("SELECT pg_switch_wal()");
+        scene.crowd.progress(500 + round * 517 % 3_000).await;
+        scene.kill(round).await;
+    }
+    let after: u64 = scene.server.sql(floor).parse().unwrap();
+    assert!(after > before + (16 << 20), "the floor went from {before} to {after}");
+    // Its cursor is too old by far.
+    scene.crowd.follow(&["**"]);
+    scene.crowd.acquitted(true).await;
 }

@@ -33,6 +33,7 @@ mod refusals;
 mod reload;
 mod restart;
 mod rows;
+mod sabotage;
 mod seed;
 mod seeding;
 mod server;

@@ -18,6 +18,7 @@ use super::connect::{Failure, Kind};
 use crate::event::Snapshot;
 use crate::health::{Health, Part};
 use crate::postgres::{ConnectError, Session, Target, describe, is_shutdown};
+use crate::sabotage::{Fault, sabotaged};
 
 /// Pause between two looks while a transaction is not visible: first and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -76,7 +77,7 @@ impl Gate {
 
     /// Waits until the transaction is visible. Cancel safe.
     pub(super) async fn pass(&mut self, xid: u32) -> Result<(), Failure> {
-        while !self.latest.contains(xid) {
+        while !self.latest.contains(xid) && !sabotaged(Fault::NoGate) {
             if let Some(waiting) = &self.waiting {
                 sleep_until(waiting.not_before).await;
             }

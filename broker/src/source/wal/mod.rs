@@ -27,6 +27,7 @@ use crate::health::{Health, Part};
 use crate::hub::Hub;
 use crate::postgres::{Closed, Companion, Session, SessionState, Target, describe};
 use crate::router::TableRule;
+use crate::sabotage::{Fault, sabotaged};
 
 pub mod assemble;
 pub mod catalog;
@@ -442,6 +443,7 @@ impl Source for Wal {
     }
 
     async fn ack(&mut self, upto: u64) -> Result<(), SourceError> {
+        let upto = if sabotaged(Fault::AckAhead) { upto + (1 << 20) } else { upto };
         self.published = self.line.map(|(epoch, _)| (epoch, upto));
         if let Some(live) = &self.live {
             live.stream.ack(upto);
