@@ -167,7 +167,7 @@ impl Crowd {
         });
         // Each has its first mark, and knows by a second one that it has.
         let histories = tokio::select! {
-            histories = within("everybody gives up", all) => histories,
+            histories = all => histories,
             () = marks => unreachable!("there is no last mark"),
         };
         let (truth, events) = truth(&sql, &self.name).await;
@@ -333,7 +333,7 @@ impl Follower {
     }
 }
 
-/// Looks for the row of an event.
+/// Looks for the row that an event is.
 struct Eyes {
     url: String,
     sql: Option<Sql>,
@@ -341,10 +341,10 @@ struct Eyes {
 
 impl Eyes {
     async fn find(&mut self, topic: &Topic, data: &Value) -> Option<bool> {
+        let writer = topic.as_str().strip_prefix("row/")?;
         if self.sql.is_none() {
             self.sql = reach(&self.url).await;
         }
-        let (_, writer) = topic.as_str().split_once('/')?;
         let look = format!("SELECT 1 FROM ledger WHERE writer = {writer} AND n = {}", data["n"]);
         let found = self.sql.as_ref()?.simple_query(&look).await;
         let Ok(rows) = found else {
