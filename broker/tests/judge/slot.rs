@@ -58,16 +58,15 @@ pub(crate) fn commits<'a>(lines: impl IntoIterator<Item = &'a [u8]>, name: Name<
                 }
                 let prefix = rest.text();
                 let length = rest.u32() as usize;
-                Raw::Message(prefix, std::str::from_utf8(&rest.0[..length]).unwrap())
+                Raw::Message(prefix, rest.utf8(length))
             }
             b'I' => {
                 let (table, columns) = &tables[&rest.u32()];
                 assert_eq!((rest.u8(), rest.u16() as usize), (b'N', columns.len()), "{table}");
-                let row = columns.iter().filter_map(|column| {
-                    (rest.u8() == b't').then(|| {
-                        let length = rest.u32() as usize;
-                        (column.as_str(), rest.utf8(length))
-                    })
+                let row = columns.iter().map(|column| {
+                    assert_eq!(rest.u8(), b't', "{table}: a ledger holds no NULL");
+                    let length = rest.u32() as usize;
+                    (column.as_str(), rest.utf8(length))
                 });
                 let row = row.collect();
                 Raw::Insert(table, row)

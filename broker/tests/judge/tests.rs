@@ -172,7 +172,7 @@ fn a_digest_is_of_the_value() {
 
 #[test]
 fn a_slot_is_read_into_commits() {
-    let insert = b"I\x00\x00\x00\x07N\x00\x02t\x00\x00\x00\x011n";
+    let insert = b"I\x00\x00\x00\x07N\x00\x02t\x00\x00\x00\x011t\x00\x00\x00\x012";
 
     let begin = [b"B".as_slice(), &100_u64.to_be_bytes(), &[0; 8], &5_u32.to_be_bytes()].concat();
     let table = b"R\x00\x00\x00\x07public\0t\0d\x00\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\x00x\0\0\0\0\x17\xff\xff\xff\xff";
@@ -180,7 +180,7 @@ fn a_slot_is_read_into_commits() {
     let outside = b"M\x00\0\0\0\0\0\0\0\x09p\0\0\0\0\x01x";
     let lines = [outside.as_slice(), &begin, table, insert, message, b"C"];
     let name = |raw: &Raw<'_>| match raw {
-        Raw::Insert("public.t", row) if row.len() == 1 && row["id"] == "1" => {
+        Raw::Insert("public.t", row) if row["id"] == "1" && row["x"] == "2" => {
             Some(("row".parse().unwrap(), 1))
         }
         Raw::Message("p", "a\n{}") => Some(("message".parse().unwrap(), 2)),
