@@ -76,7 +76,7 @@ async fn what_a_small_window_loses_is_told() {
         let before = place();
         scene.server.sql("SELECT pg_switch_wal()");
         scene.crowd.progress(300 + round * 517 % 1_500).await;
-        if round % 2 == 0 {
+        if round % 3 == 0 {
             until("the floor follows the window", async || place() > before).await;
         }
         scene.kill(round).await;
