@@ -30,7 +30,7 @@ impl<'a> Trial<'a> {
         let name = format!("sabotage_{scene}");
         let crowd = Crowd::prepare(&server.create_database(&name).await, &name).await;
         let text = serving::file(&crowd.url, &name, "", RULE);
-        let broker = Process::start_with(&name, &text, &[("WALCAST_SABOTAGE", fault)]).await;
+        let broker = Process::start_as(&name, &text, &[], &[("WALCAST_SABOTAGE", fault)]).await;
         broker.ready().await;
         crowd.at(&broker.client);
         Self { server, name, text, fault, broker, crowd }
@@ -43,7 +43,7 @@ impl<'a> Trial<'a> {
 
     async fn kill(&mut self) {
         self.broker.signal("KILL");
-        let new = Process::start_with(&self.name, &self.text, &[("WALCAST_SABOTAGE", self.fault)]).await;
+        let new = Process::start_as(&self.name, &self.text, &[], &[("WALCAST_SABOTAGE", self.fault)]).await;
         std::mem::replace(&mut self.broker, new).ended().await;
         self.crowd.at(&self.broker.client);
         self.broker.ready().await;

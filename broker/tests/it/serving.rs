@@ -60,9 +60,7 @@ impl Process {
     }
 
     /// The same with these variables in its environment, too.
-    pub(crate) async fn start_as(
-        name: &str, text: &str, args: &[&str], variables: &[(&str, &str)],
-    ) -> Self {
+    pub(crate) async fn start_as(name: &str, text: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let file = write(name, text);
         let mut child = command(&file).args(args).envs(variables.iter().copied()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
