@@ -180,6 +180,12 @@ async fn a_table_that_may_not_be_read_stops_nobody_else() {
     assert_eq!(follower.next().await.topic.as_str(), "a/1");
     broker.run(&format!("GRANT SELECT ON b TO {name}")).await;
     broker.node().reloader().reload(&rules).await.unwrap();
+    // The rules are taken between two transactions, a moment after they are accepted.
+    until("the value is told", async || {
+        let mut request = EventsRequest::new(patterns(&["b/1"])).after(After::Current);
+        request.wait = Some(Duration::ZERO);
+        broker.client.poll(&request).await.is_ok_and(|reply| reply.events.len() == 1)
+    })
+    .await;
     broker.ready().await;
-    assert_eq!(broker.poll(&["b/1"], After::Current).await.len(), 1);
 }

@@ -33,7 +33,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Replay {
-    /// WAL that the server keeps for it at most, in bytes; reading that much takes about 7 s a GiB.
+    /// WAL that the server keeps for it at most, in bytes; reading that much takes about 10 s a GiB.
     #[serde(deserialize_with = "crate::units::bytes")]
     pub wal_bytes: u64,
 }
