@@ -16,9 +16,10 @@ use walcast_wire::Position;
 
 use super::connect::literal;
 use super::retention::Pressure;
-use crate::health::{Health, Part};
+use super::slots::Slots;
+use crate::health::Part;
 use crate::hub::Hub;
-use crate::postgres::{Companion, Session, describe};
+use crate::postgres::{Session, describe};
 
 /// Between two looks, and so the shortest pause between two advances.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,13 +40,7 @@ const QUIET: Duration = Duration::from_secs(5);
 /// What the mover needs to know.
 #[derive(Debug)]
 pub(super) struct Floor {
-    pub(super) companion: Arc<Companion>,
-    pub(super) health: Arc<Health>,
-    pub(super) slot: String,
-    pub(super) live: String,
-    pub(super) mark: String,
-    /// The process of our own walsender.
-    pub(super) walsender: i32,
+    pub(super) slots: Slots,
     /// What is acknowledged.
     pub(super) acknowledged: watch::Receiver<u64>,
     /// What it holds is to be there again after a restart,
@@ -69,18 +64,19 @@ impl Floor {
             match self.advance(&mut pace).await {
                 Ok(()) => {
                     told = false;
-                    self.health.well(Part::Floor);
+                    self.slots.health.well(Part::Floor);
                 }
                 Err(error) => {
                     // A session that ended is the stream's to judge; it comes back with the next attempt.
                     if !told {
-                        tracing::warn!(slot = self.slot, "the floor slot cannot be moved: {error}");
+                        tracing::warn!(slot = self.slots.floor, "the floor slot cannot be moved: {error}");
                     }
                     told = true;
-                    let slot = &self.slot;
+                    let slot = &self.slots.floor;
                     let advice =
                         "WAL is kept meanwhile; check the role's privileges and pg_replication_slots";
-                    self.health
+                    self.slots
+                        .health
                         .unwell(Part::Floor, format!("slot {slot} cannot be moved: {error}; {advice}"));
                 }
             }
@@ -127,9 +123,9 @@ impl Floor {
         if target.lsn == 0 || *self.pressure.borrow() == Pressure::GiveUp {
             return Ok(());
         }
-        let mut session = self.companion.lock().await.map_err(|error| error.to_string())?;
+        let mut session = self.slots.companion.lock().await.map_err(|error| error.to_string())?;
         let failed = |error: tokio_postgres::Error| describe(&error);
-        let (live, walsender, slot) = (&self.live, &self.walsender, &self.slot);
+        let (live, walsender, slot) = (&self.slots.live, &self.slots.walsender, &self.slots.floor);
         let row = session.query_opt(LOOK, &[live, walsender, slot]).await.map_err(failed)?;
         let Some(row) = row else { return Ok(()) };
         let lsn = |column: usize| row.try_get::<_, Option<PgLsn>>(column).map_err(failed);
@@ -149,7 +145,7 @@ impl Floor {
             pace.moved(&seen, start.elapsed(), Instant::now());
         }
         if !target.held && pace.asks(target.lsn, seen.live_restart, start) {
-            ask_for_record(&mut session, &self.mark).await;
+            ask_for_record(&mut session, &self.slots.mark).await;
         }
         Ok(())
     }

@@ -7,7 +7,6 @@
 //! a slot that could still be moved.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use metrics::gauge;
 use tokio::sync::watch;
@@ -18,21 +17,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::floor::ask_for_record;
 use super::retention::{LOOK, Positions, Pressure, advice, cause, losing, next_look};
+use super::slots::Slots;
 use crate::facts::{SlotFacts, SourceFacts, TransactionFacts};
-use crate::health::{Health, Part};
-use crate::postgres::{Companion, Session, describe};
+use crate::health::Part;
+use crate::postgres::{Session, describe};
 use crate::telemetry as names;
 
 /// What the governor needs to know.
 #[derive(Debug)]
 pub(super) struct Governor {
-    pub(super) companion: Arc<Companion>,
-    pub(super) health: Arc<Health>,
-    pub(super) slot: String,
-    pub(super) live: String,
-    pub(super) mark: String,
-    /// The process of our own walsender.
-    pub(super) walsender: i32,
+    pub(super) slots: Slots,
     /// Told to the floor's mover, and to the stream, which ends when the slots were given up.
     pub(super) pressure: watch::Sender<Pressure>,
 }
@@ -85,7 +79,7 @@ impl Governor {
                 Ok(facts) => next_look(&facts, memory.positions.rate()),
                 Err(error) => {
                     // The floor's mover meets the same and tells of it.
-                    tracing::debug!(slot = self.slot, "the slots cannot be looked at: {error}");
+                    tracing::debug!(slot = self.slots.floor, "the slots cannot be looked at: {error}");
                     LOOK
                 }
             };
@@ -94,7 +88,7 @@ impl Governor {
     }
 
     async fn look(&self, memory: &mut Memory) -> Result<SourceFacts, String> {
-        let mut session = self.companion.lock().await.map_err(|error| error.to_string())?;
+        let mut session = self.slots.companion.lock().await.map_err(|error| error.to_string())?;
         let now = Instant::now();
         memory.positions.push(wal_end(&session).await.map_err(|error| describe(&error))?, now);
         let mut sight = self.see(&session, memory, now).await.map_err(|error| describe(&error))?;
@@ -107,15 +101,19 @@ impl Governor {
             if sight.ours { was.judge(&sight.facts, memory.positions.rate(), held) } else { Pressure::None };
         if pressure == Pressure::GiveUp {
             // Told before, for the stream may end before the answer comes.
-            tracing::error!(slot = self.slot, "both slots are given up{}", cause(&sight.facts));
+            tracing::error!(slot = self.slots.floor, "both slots are given up{}", cause(&sight.facts));
             if let Err(error) = self.drop_floor(&session).await {
-                tracing::warn!(slot = self.slot, "the floor slot cannot be dropped: {}", describe(&error));
+                tracing::warn!(
+                    slot = self.slots.floor,
+                    "the floor slot cannot be dropped: {}",
+                    describe(&error)
+                );
                 pressure = Pressure::Shrink;
             }
         }
         if was == Pressure::None && pressure == Pressure::Shrink {
             tracing::warn!(
-                slot = self.slot,
+                slot = self.slots.floor,
                 "little WAL may still be kept: the window shrinks{}",
                 cause(&sight.facts)
             );
@@ -124,7 +122,7 @@ impl Governor {
         self.tell(&sight, pressure);
         self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
         if pressure == Pressure::Shrink && memory.asks(&sight, now) {
-            ask_for_record(&mut session, &self.mark).await;
+            ask_for_record(&mut session, &self.slots.mark).await;
             let upto = wal_end(&session).await.map_err(|error| describe(&error))?;
             memory.asked = Some(Asked { at: now, from: sight.lsn, upto });
         }
@@ -166,7 +164,7 @@ impl Governor {
             ORDER BY age DESC LIMIT 1";
         let oldest = session.query_opt(OLDEST, &[]).await?;
         let lsn = wal_end(session).await?;
-        let rows = session.query(SLOTS, &[&self.slot, &self.live]).await?;
+        let rows = session.query(SLOTS, &[&self.slots.floor, &self.slots.live]).await?;
         let mut sight = Sight { lsn, ..Sight::default() };
         let mut slots = BTreeMap::new();
         for row in &rows {
@@ -195,8 +193,8 @@ impl Governor {
                 synced: some(row, "synced")?,
                 name,
             };
-            if facts.name == self.live {
-                sight.ours = some::<i32>(row, "pid")? == Some(self.walsender);
+            if facts.name == self.slots.live {
+                sight.ours = some::<i32>(row, "pid")? == Some(self.slots.walsender);
                 (sight.restart, sight.confirmed) = (restart.unwrap_or(lsn), confirmed.unwrap_or(lsn));
                 slots.insert("live", facts);
             } else {
@@ -232,14 +230,14 @@ impl Governor {
     /// Writes down what was seen.
     fn tell(&self, sight: &Sight, pressure: Pressure) {
         let facts = &sight.facts;
-        let source = |name| gauge!(name, names::LABEL_SOURCE => self.slot.clone());
+        let source = |name| gauge!(name, names::LABEL_SOURCE => self.slots.floor.clone());
         source(names::SLOT_PRESSURE).set(f64::from(pressure as u8));
         source(names::SLOT_KEEP_BYTES_MAX).set(facts.wal_keep_bytes_max.map_or(-1.0, |bytes| bytes as f64));
         let seconds = facts.oldest_transaction.as_ref().map_or(0, |open| open.seconds);
         source(names::OLDEST_TRANSACTION_SECONDS).set(seconds as f64);
         for (which, slot) in &facts.slots {
             let set = |name, value: f64| {
-                gauge!(name, names::LABEL_SOURCE => self.slot.clone(), names::LABEL_SLOT => *which)
+                gauge!(name, names::LABEL_SOURCE => self.slots.floor.clone(), names::LABEL_SLOT => *which)
                     .set(value);
             };
             let status = ["reserved", "extended", "unreserved"];
@@ -263,11 +261,11 @@ impl Governor {
         let problems = [(Part::Slot, losing(facts)), (Part::Retention, advice(facts, sight.freeze_age))];
         for (part, problem) in problems {
             match problem {
-                Some(problem) => _ = self.health.unwell(part, problem),
-                None => self.health.well(part),
+                Some(problem) => _ = self.slots.health.unwell(part, problem),
+                None => self.slots.health.well(part),
             }
         }
-        self.health.saw(facts.clone(), std::time::Instant::now());
+        self.slots.health.saw(facts.clone(), std::time::Instant::now());
     }
 
     /// The live slot goes with its connection, which ends when the stream hears of it.
@@ -276,7 +274,7 @@ impl Governor {
             SELECT pg_catalog.pg_drop_replication_slot(f.slot_name)
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
-        session.execute(DROP, &[&self.live, &self.walsender, &self.slot]).await?;
+        session.execute(DROP, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
         Ok(())
     }
 
@@ -286,7 +284,7 @@ impl Governor {
             SELECT (pg_catalog.pg_replication_slot_advance(f.slot_name, f.confirmed_flush_lsn)).end_lsn
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
-        session.execute(TOUCH, &[&self.live, &self.walsender, &self.slot]).await?;
+        session.execute(TOUCH, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
         Ok(())
     }
 }

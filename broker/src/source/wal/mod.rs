@@ -45,6 +45,7 @@ pub mod replication;
 mod retention;
 pub mod seed;
 mod seeding;
+mod slots;
 pub mod types;
 
 pub use config::{Config, Delivery, Replay};
@@ -58,6 +59,7 @@ use lease::{Handover, Lease};
 use replication::{Frame, Stream};
 use retention::Pressure;
 use seeding::{Seeding, next_piece};
+use slots::Slots;
 
 /// Transactions that are remembered because they may not be visible yet.
 const YIELDED_MAX: usize = 4096;
@@ -171,22 +173,10 @@ impl Wal {
         };
         let (acknowledged, watched) = watch::channel(0);
         let (sender, pressure) = watch::channel(Pressure::None);
-        let governor = Governor {
-            companion: Arc::clone(&self.companion),
-            health: Arc::clone(&self.health),
-            slot: self.config.slot.clone(),
-            live: self.config.live_slot(),
-            mark: self.config.mark_slot(),
-            walsender,
-            pressure: sender,
-        };
+        let slots = Slots::new(&self.config, &self.companion, &self.health, walsender);
+        let governor = Governor { slots: slots.clone(), pressure: sender };
         let floor = Floor {
-            companion: Arc::clone(&self.companion),
-            health: Arc::clone(&self.health),
-            slot: self.config.slot.clone(),
-            live: self.config.live_slot(),
-            mark: self.config.mark_slot(),
-            walsender,
+            slots,
             acknowledged: watched,
             hub: Arc::clone(&self.hub),
             wal_bytes: self.replay.wal_bytes,
