@@ -1,10 +1,13 @@
 //! The governor: a server that may keep little WAL loses no slot, and what holds the log is named.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use walcast_client::{After, Client, EventsRequest, Transport};
+use walcast_client::wire::ResetReason;
+use walcast_client::{After, Client, EventsRequest, Message, Transport};
 
-use crate::broker::{Broker, connect, patterns, run, until, value_of};
+use crate::broker::{Broker, connect, patterns, run, until, value_of, within};
+use crate::epochs::COUNTED;
 use crate::support::Server;
 
 const DDL: &str = "CREATE TABLE watched (id int PRIMARY KEY);
@@ -150,7 +153,9 @@ async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() 
     let pressure = "walcast_slot_pressure{source=\"governor_held\"}";
     until("nothing presses", async || broker.metric(pressure).await == 0.0).await;
 
-    run(&holder, "BEGIN; INSERT INTO watched VALUES (2)").await;
+    broker.run(COUNTED).await;
+    let mut follower = broker.follow(Transport::WebSocket, &["watched"]).await;
+    run(&holder, "SET application_name = 'a holder'; BEGIN; INSERT INTO watched VALUES (2)").await;
     let since = value_of(&broker.sql, "SELECT pg_current_wal_lsn()").await;
     until("the transaction is named again", async || {
         pace.tick().await;
@@ -162,13 +167,40 @@ async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() 
     assert_eq!(value_of(&broker.sql, &held).await, "2");
     write(&broker, 44).await;
     until("both slots are given up", async || value_of(&broker.sql, &held).await == "0").await;
+    // The slot cannot be made while the transaction is open: it is tried again and again, under one generation.
+    let mut attempts = BTreeSet::new();
+    until("several attempts", async || {
+        const SEEN: &str = "SELECT string_agg(pid::text, ',') FROM pg_stat_activity
+            WHERE application_name = 'walcast rebuild' AND datname = current_database()";
+        attempts.insert(value_of(&broker.sql, SEEN).await);
+        attempts.len() > 3
+    })
+    .await;
+    let (status, body) = broker.readiness().await;
+    let reason = body["problems"]["stream"].as_str().unwrap_or_default();
+    for part in [&format!("transactions that are open: pid {pid} "), "a holder", "pg_terminate_backend"] {
+        assert!(reason.contains(part), "{body}");
+    }
+    assert_eq!(status, 503);
     // Whoever was faster, the governor or a checkpoint: nothing keeps the log any more, and once the transaction has
-    // ended the broker goes on under a new epoch.
-    let epoch = broker.readiness().await.1["epoch"].take();
+    // ended the broker goes on under a new epoch. Whoever waits is held until then, and told.
+    let epoch = body["epoch"].clone();
     run(&holder, "COMMIT").await;
     until("the broker goes on", async || {
         let (status, body) = broker.readiness().await;
         status == 200 && body["epoch"] != epoch
     })
     .await;
+    assert_eq!(value_of(&broker.sql, "SELECT count(*) FROM generations").await, "1");
+    let reset = within("the reset", async {
+        loop {
+            match follower.0.next().await.unwrap().unwrap() {
+                Message::Reset(reset) => return reset,
+                Message::Event(_) | Message::Subscribed { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(reset.reason, ResetReason::EpochChanged);
 }

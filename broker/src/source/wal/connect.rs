@@ -43,8 +43,9 @@ pub(super) async fn connect(
     config: &Config,
     silence_max: Duration,
     published: Option<(Epoch, u64)>,
+    attempts: &mut rebuild::Attempts,
 ) -> Result<Connected, Failure> {
-    let standing = rebuild::ensure(target, companion, config).await?;
+    let standing = rebuild::ensure(target, companion, config, attempts).await?;
     let mut connection = Connection::connect(target, WALSENDER, config.lease).await?;
     let (floor, server_start) = copy_slot(&mut connection, companion, config).await?;
     if server_start != standing.server_start {

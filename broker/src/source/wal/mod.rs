@@ -85,6 +85,8 @@ pub struct Wal {
     reread_after: Option<Instant>,
     live: Option<Live>,
     lease: Lease,
+    /// A rebuild of the slot that is not done yet.
+    attempts: rebuild::Attempts,
     /// The log from before the stream's begin is being read: since when, from where, to where.
     replaying: Option<(Instant, u64, u64)>,
     /// The number line that was streamed last, and how far it was yielded.
@@ -139,6 +141,7 @@ impl Wal {
     ) -> Self {
         Self {
             lease: Lease::new(&config, Arc::clone(&companion), Arc::clone(&health)),
+            attempts: rebuild::Attempts::default(),
             replaying: None,
             target: companion.target().clone(),
             config,
@@ -162,9 +165,15 @@ impl Wal {
 
     async fn connect(&mut self) -> Result<Live, Failure> {
         let silence_max = self.config.lease / 2 * 2_u32.pow(self.silences.min(SILENCE_DOUBLINGS_MAX));
-        let Connected { stream, start, standing, walsender, asked_by } =
-            connect::connect(&self.target, &self.companion, &self.config, silence_max, self.published)
-                .await?;
+        let Connected { stream, start, standing, walsender, asked_by } = connect::connect(
+            &self.target,
+            &self.companion,
+            &self.config,
+            silence_max,
+            self.published,
+            &mut self.attempts,
+        )
+        .await?;
         let gate = match self.config.delivery {
             Delivery::Visible => {
                 Some(Gate::connect(&self.target, self.config.lease, Arc::clone(&self.health)).await?)

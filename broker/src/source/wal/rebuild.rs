@@ -1,8 +1,8 @@
 //! Whether the floor slot and what names the number line are as they were, and the way back if they are not: a
 //! new generation, then a new slot.
 //!
-//! The generation is written first, so that no cursor of before can pass for one of after. All of it runs on a
-//! session of its own, under the lock that `walcast setup` takes, so that of several brokers one does it and the
+//! The generation is written first, so that no cursor of before can pass for one of after, and once for each slot
+//! however many attempts that takes. All of it runs on a session of its own, under the lock that `walcast setup` takes, so that of several brokers one does it and the
 //! others find it done. A slot that is not ours is never touched, nor one that another broker streams beside.
 
 use std::sync::Arc;
@@ -23,8 +23,12 @@ use crate::telemetry::{LABEL_REASON, REBUILDS_TOTAL};
 
 /// Between two looks while the stream runs.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the new slot may wait for transactions that are open, and a rebuild for another's.
+/// How long a rebuild may wait for another's.
 const LOCK_TIMEOUT: &str = "10s";
+/// How long the new slot may wait for each transaction that is open: at first, and at most. It keeps WAL meanwhile.
+const OPEN_WAIT_SECONDS: (u64, u64) = (1, 8);
+/// Noted instead of a publication while a generation has no slot yet, and so names no cursor.
+const NO_SLOT_YET: u32 = 0;
 /// From this version on a standby can keep a copy of the slot.
 const FAILOVER_VERSION: i32 = 170_000;
 /// From this version on decoding is turned off with the last logical slot, unless `wal_level` asks for it.
@@ -87,6 +91,15 @@ impl Reason {
             }
         }
     }
+}
+
+/// What a rebuild that needs several attempts remembers.
+#[derive(Debug, Default)]
+pub(super) struct Attempts {
+    /// Why it began: what is found later is its own doing.
+    reason: Option<Reason>,
+    /// How often the slot could not be made.
+    refused: u32,
 }
 
 /// What a look finds.
@@ -154,6 +167,7 @@ pub(super) async fn ensure(
     target: &Target,
     companion: &Companion,
     config: &Config,
+    attempts: &mut Attempts,
 ) -> Result<Standing, Failure> {
     let standing = {
         let session = companion.lock().await?;
@@ -172,7 +186,7 @@ pub(super) async fn ensure(
     if standing.held {
         return Err(held(config));
     }
-    rebuild(target, config).await
+    rebuild(target, config, attempts).await
 }
 
 /// Somebody has the live slot.
@@ -195,23 +209,35 @@ pub(super) async fn renew(target: &Target, config: &Config, generation: &str) ->
     Ok(())
 }
 
-async fn rebuild(target: &Target, config: &Config) -> Result<Standing, Failure> {
+async fn rebuild(target: &Target, config: &Config, attempts: &mut Attempts) -> Result<Standing, Failure> {
     let session = locked_session(target).await?;
     let standing = look(&session, config).await?;
-    // Somebody else was faster.
-    let Some(reason) = standing.reason() else { return Ok(standing) };
+    let Some(mut reason) = standing.reason() else {
+        // Somebody else was faster.
+        *attempts = Attempts::default();
+        return Ok(standing);
+    };
     if standing.held {
         return Err(held(config));
     }
-    new_generation(&session, config, reason).await?;
+    if standing.noted == Some(NO_SLOT_YET) {
+        reason = attempts.reason.unwrap_or(reason);
+    } else {
+        new_generation(&session, config, reason).await?;
+        *attempts = Attempts { reason: Some(reason), refused: 0 };
+    }
     let failed = |doing: &str, error: &tokio_postgres::Error| failed(config, reason, doing, error);
+    let (first, most) = OPEN_WAIT_SECONDS;
+    let wait = (first << attempts.refused.min(16)).min(most);
+    let limit = session.batch_execute(&format!("SET lock_timeout = '{wait}s'")).await;
+    limit.map_err(|error| failed("limiting its wait", &error))?;
     if standing.slot.is_some() {
         if standing.version >= DYNAMIC_VERSION && standing.wal_level != "logical" {
             // Temporary, to be the one logical slot between the old and the new.
             let bridge = literal(&config.mark_slot());
             let sql = format!("SELECT pg_create_logical_replication_slot({bridge}, 'pgoutput', true)");
             if let Err(error) = session.batch_execute(&sql).await {
-                return Err(refused(&session, config, reason, &error).await);
+                return Err(refused(&session, config, reason, attempts, &error).await);
             }
         }
         let sql = format!("SELECT pg_drop_replication_slot({})", literal(&config.slot));
@@ -219,11 +245,12 @@ async fn rebuild(target: &Target, config: &Config) -> Result<Standing, Failure> 
     }
     let sql = create_slot(&config.slot, standing.version >= FAILOVER_VERSION);
     if let Err(error) = session.batch_execute(&sql).await {
-        return Err(refused(&session, config, reason, &error).await);
+        return Err(refused(&session, config, reason, attempts, &error).await);
     }
     // Last: until then a rebuild that broke off is begun again.
     note_publication(&session, config).await?;
     let standing = look(&session, config).await?;
+    *attempts = Attempts::default();
     session.close().await;
     tell(config, reason);
     Ok(standing)
@@ -256,9 +283,10 @@ async fn locked_session(target: &Target) -> Result<Session, Failure> {
 }
 
 async fn new_generation(client: &Client, config: &Config, reason: Reason) -> Result<(), Failure> {
-    const SQL: &str = "UPDATE walcast.source SET generation = DEFAULT, created_at = DEFAULT,
+    const SQL: &str =
+        "UPDATE walcast.source SET generation = DEFAULT, created_at = DEFAULT, publication_oid = $2,
         quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT WHERE slot = $1";
-    let written = client.execute(SQL, &[&config.slot]).await;
+    let written = client.execute(SQL, &[&config.slot, &NO_SLOT_YET]).await;
     written.map(|_| ()).map_err(|error| failed(config, reason, "writing a new generation", &error))
 }
 
@@ -292,7 +320,14 @@ fn failed(config: &Config, reason: Reason, doing: &str, error: &tokio_postgres::
 }
 
 /// A new slot waits until every transaction that was open when it began has ended. Says which are.
-async fn refused(client: &Client, config: &Config, reason: Reason, error: &tokio_postgres::Error) -> Failure {
+async fn refused(
+    client: &Client,
+    config: &Config,
+    reason: Reason,
+    attempts: &mut Attempts,
+    error: &tokio_postgres::Error,
+) -> Failure {
+    attempts.refused = attempts.refused.saturating_add(1);
     if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
         return failed(config, reason, "creating it", error);
     }
