@@ -94,6 +94,13 @@ async fn once(broker: &Broker, what: &str) {
     assert_eq!(row.get::<_, i64>(0), 1, "{what}");
 }
 
+/// Drops the slot and makes it again, faster than anybody looks.
+fn remade(name: &str) -> String {
+    format!(
+        "SELECT pg_drop_replication_slot('{name}'); SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"
+    )
+}
+
 #[tokio::test]
 async fn a_slot_that_goes_while_the_broker_runs_is_made_anew() {
     let name = "epochs_running";
@@ -108,6 +115,9 @@ async fn a_slot_that_goes_while_the_broker_runs_is_made_anew() {
             ),
         ),
         ("by another", "UPDATE walcast.source SET generation = DEFAULT".to_owned()),
+        // Last: where the slot stays, it is read again from there.
+        ("made again", remade(name)),
+        ("moved", format!("SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())")),
     ];
     for (pin, (what, sql)) in (2..).zip(ways) {
         let (before, waiters) = (epoch(&broker).await, Waiters::park(&broker).await);
@@ -250,7 +260,7 @@ async fn duplicate(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[tokio::test]
-async fn a_floor_that_was_moved_behind_the_brokers_back_is_a_gap() {
+async fn a_floor_that_was_moved_behind_the_brokers_back_is_another_line() {
     let server = Server::tuned(&[]).await;
     let proxy = Proxy::start(server.port).await;
     let behind = format!("postgres://postgres@{}/epochs_moved", proxy.address);
@@ -271,8 +281,43 @@ async fn a_floor_that_was_moved_behind_the_brokers_back_is_a_gap() {
     run(&sql, "UPDATE vms SET pin = 2").await;
     run(&sql, "SELECT pg_replication_slot_advance('epochs_moved', pg_current_wal_lsn())").await;
     proxy.heal();
-    waiters.told(&broker, ResetReason::Gap, &[("a", 2)]).await;
-    assert_eq!(epoch(&broker).await, before, "the line is the same");
+    waiters.told(&broker, ResetReason::EpochChanged, &[("a", 2)]).await;
+    assert_ne!(epoch(&broker).await, before);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_another_one_after_a_restart_is_another_line() {
+    let name = "epochs_restarted";
+    let mut broker = Broker::start_with(name, VMS, RULE, quick).await;
+    broker.run(COUNTED).await;
+    let nothing = "SELECT".to_owned();
+    let advance = format!("SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())");
+    for (what, sql, told) in [
+        ("untouched", nothing.clone(), false),
+        ("made again", remade(name), true),
+        ("untouched after that", nothing, false),
+        ("moved", advance, true),
+    ] {
+        broker.run("UPDATE vms SET pin = pin + 1").await;
+        broker.catch_up().await;
+        let old = broker.http.get("/v1/events?topic=vm/*&wait=0&after=now").await.cursor();
+        let before = epoch(&broker).await;
+        broker.stop().await.unwrap();
+        broker.run("UPDATE vms SET pin = pin + 1").await;
+        broker.run(&sql).await;
+        let Broker { config, sql, .. } = broker;
+        broker = Broker::on(name, config, sql).await;
+        assert_eq!(epoch(&broker).await != before, told, "{what}");
+        let late = broker.http.get(&format!("/v1/events?topic=vm/*&wait=0&after={old}")).await;
+        if told {
+            assert_eq!((late.status, late.problem().code.as_str()), (410, "epoch_changed"), "{what}");
+            once(&broker, what).await;
+        } else {
+            assert_eq!(late.events().len(), 1, "{what}");
+        }
+    }
+    assert_eq!(value_of(&broker.sql, "SELECT count(*) FROM generations").await, "0");
+    assert!(broker.metric("walcast_rebuilds_total{reason=\"moved\"}").await >= 2.0);
 }
 
 /// Rules and the publication's tables may change: older transactions keep their cursors, also when they are read

@@ -80,7 +80,8 @@ pub(crate) fn new_generation(source: &str, publication: &str) -> String {
     format!(
         "INSERT INTO walcast.source (slot, publication_oid) \
          VALUES ({}, (SELECT oid FROM pg_publication WHERE pubname = {})) ON CONFLICT (slot) DO UPDATE \
-         SET generation = DEFAULT, created_at = DEFAULT, publication_oid = EXCLUDED.publication_oid",
+         SET generation = DEFAULT, created_at = DEFAULT, publication_oid = EXCLUDED.publication_oid, \
+         quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT, moved_upto = DEFAULT",
         literal(source),
         literal(publication)
     )

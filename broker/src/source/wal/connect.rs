@@ -54,6 +54,9 @@ pub(super) async fn connect(
             "two sessions reached two different servers, or one was restarted meanwhile: connecting both again",
         ));
     }
+    if standing.is_beyond(floor) {
+        return Err(Failure::again("the slot was moved by somebody else just now: looking again"));
+    }
     // Runs no SQL, and so cannot fail in a way that drops the temporary slot.
     let system = connection.query("IDENTIFY_SYSTEM").await?;
     let field = |i: usize| system.first().and_then(|row| row.get(i)).and_then(Option::as_deref);

@@ -110,10 +110,14 @@ impl Floor {
             SELECT f.confirmed_flush_lsn, f.restart_lsn, l.restart_lsn
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
-        // Before the slot moves: a broker that ends in between leaves a word that is true of the old place, too.
+        // Before the slot moves: a broker that ends in between leaves a word that is true of the old place, too. It
+        // outlives every crash that the slot's new place outlives. `moved_upto` never falls: what another broker was
+        // about to do may still come.
         const WRITE: &str = "
-            UPDATE walcast.source SET quiet_lsn = $4, quiet_ordinal = $5, quiet_upto = $6
-            WHERE slot = $3 AND EXISTS (
+            UPDATE walcast.source s SET quiet_lsn = $4, quiet_ordinal = $5, quiet_upto = $6,
+                moved_upto = greatest(s.moved_upto, $6)
+            FROM (SELECT pg_catalog.set_config('synchronous_commit', 'local', true) AS name) AS durable
+            WHERE s.slot = $3 AND durable.name IS NOT NULL AND EXISTS (
                 SELECT FROM pg_catalog.pg_replication_slots l WHERE l.slot_name = $1 AND l.active_pid = $2)";
         const MOVE: &str = "
             SELECT pg_catalog.pg_replication_slot_advance(f.slot_name, $4)
@@ -140,7 +144,9 @@ impl Floor {
                 (PgLsn::from(target.quiet_from.major), target.quiet_from.ordinal.cast_signed());
             let to = PgLsn::from(target.lsn);
             let write: [&(dyn ToSql + Sync); 6] = [live, walsender, slot, &quiet, &ordinal, &to];
-            session.execute(WRITE, &write).await.map_err(failed)?;
+            if session.execute(WRITE, &write).await.map_err(failed)? == 0 {
+                return Ok(());
+            }
             session.execute(MOVE, &[live, walsender, slot, &to]).await.map_err(failed)?;
             pace.moved(&seen, start.elapsed(), Instant::now());
         }

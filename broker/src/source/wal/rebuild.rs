@@ -62,6 +62,7 @@ pub(super) enum Reason {
     Missing,
     Invalidated,
     Publication,
+    Moved,
     LogWentBack,
 }
 
@@ -72,6 +73,7 @@ impl Reason {
             Self::Missing => "missing",
             Self::Invalidated => "invalidated",
             Self::Publication => "publication",
+            Self::Moved => "moved",
             Self::LogWentBack => "log_went_back",
         }
     }
@@ -86,6 +88,9 @@ impl Reason {
                 "Postgres had invalidated it, in most cases for keeping more WAL than max_slot_wal_keep_size"
             }
             Self::Publication => "its publication was made anew, or is another one",
+            Self::Moved => {
+                "somebody else moved it up, or dropped it and made it again; what it passed is not known"
+            }
             Self::LogWentBack => {
                 "the server's log ends before what was read already; it was restored from a backup, perhaps"
             }
@@ -116,6 +121,10 @@ pub(super) struct Standing {
     noted: Option<u32>,
     publication: Option<u32>,
     slot: Option<Slot>,
+    /// Where the slot is,
+    confirmed: Option<u64>,
+    /// and how far a broker has ever moved it, or was about to.
+    moved_upto: Option<u64>,
     /// Somebody streams.
     held: bool,
     /// Nothing was published from the first to the second, as the broker that moved the slot there wrote down.
@@ -137,8 +146,14 @@ impl Standing {
             None => Some(Reason::Missing),
             Some(slot) if slot.lost => Some(Reason::Invalidated),
             Some(_) if self.noted.is_some() && self.noted != self.publication => Some(Reason::Publication),
+            Some(_) if self.confirmed.is_some_and(|lsn| self.is_beyond(lsn)) => Some(Reason::Moved),
             Some(_) => None,
         }
+    }
+
+    /// Whether no broker has moved the slot so far.
+    pub(super) fn is_beyond(&self, lsn: u64) -> bool {
+        self.moved_upto.is_some_and(|upto| lsn > upto)
     }
 
     /// Why a stream that began on `self` cannot go on, now that this was found.
@@ -148,7 +163,10 @@ impl Standing {
         }
         let slot = &config.slot;
         if let Some(reason) = found.reason() {
-            return Some(Failure::again(format!("the slot {slot} cannot be kept: {}", reason.what())));
+            return Some(Failure::again(format!(
+                "the slot {slot} cannot be gone on with: {}",
+                reason.what()
+            )));
         }
         let other = found.generation != self.generation;
         other.then(|| Failure::again(format!("the slot {slot} was made anew by somebody else")))
@@ -172,10 +190,13 @@ pub(super) async fn ensure(
     let standing = {
         let session = companion.lock().await?;
         let standing = look(&session, config).await?;
-        if standing.noted.is_none() && standing.publication.is_some() && standing.reason().is_none() {
-            note_publication(&session, config).await?;
+        let unknown = standing.noted.is_none() || standing.moved_upto.is_none();
+        if unknown && standing.publication.is_some() && standing.reason().is_none() {
+            note(&session, config).await?;
+            look(&session, config).await?
+        } else {
+            standing
         }
-        standing
     };
     if standing.publication.is_none() {
         return Err(no_publication(config));
@@ -202,10 +223,21 @@ pub(super) fn held(config: &Config) -> Failure {
 pub(super) async fn renew(target: &Target, config: &Config, generation: &str) -> Result<(), Failure> {
     let session = locked_session(target).await?;
     if look(&session, config).await?.generation == generation {
-        new_generation(&session, config, Reason::LogWentBack).await?;
-        tell(config, Reason::LogWentBack);
+        renew_on(&session, config, Reason::LogWentBack).await?;
     }
     session.close().await;
+    Ok(())
+}
+
+/// A new generation for a slot that stays.
+async fn renew_on(client: &Client, config: &Config, reason: Reason) -> Result<(), Failure> {
+    const SQL: &str = "UPDATE walcast.source SET generation = DEFAULT, created_at = DEFAULT,
+            quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT,
+            moved_upto = (SELECT f.confirmed_flush_lsn FROM pg_replication_slots f WHERE f.slot_name = $1)
+        WHERE slot = $1";
+    let written = client.execute(SQL, &[&config.slot]).await;
+    written.map_err(|error| failed(config, reason, "writing a new generation", &error))?;
+    tell(config, reason);
     Ok(())
 }
 
@@ -219,6 +251,12 @@ async fn rebuild(target: &Target, config: &Config, attempts: &mut Attempts) -> R
     };
     if standing.held {
         return Err(held(config));
+    }
+    if reason == Reason::Moved {
+        renew_on(&session, config, reason).await?;
+        let standing = look(&session, config).await?;
+        session.close().await;
+        return Ok(standing);
     }
     if standing.noted == Some(NO_SLOT_YET) {
         reason = attempts.reason.unwrap_or(reason);
@@ -248,7 +286,7 @@ async fn rebuild(target: &Target, config: &Config, attempts: &mut Attempts) -> R
         return Err(refused(&session, config, reason, attempts, &error).await);
     }
     // Last: until then a rebuild that broke off is begun again.
-    note_publication(&session, config).await?;
+    note(&session, config).await?;
     let standing = look(&session, config).await?;
     *attempts = Attempts::default();
     session.close().await;
@@ -259,7 +297,8 @@ async fn rebuild(target: &Target, config: &Config, attempts: &mut Attempts) -> R
 /// Counted and said once for each new number line.
 fn tell(config: &Config, reason: Reason) {
     metrics::counter!(REBUILDS_TOTAL, LABEL_REASON => reason.as_str()).increment(1);
-    let made = if reason == Reason::LogWentBack { "begins a new generation" } else { "was made anew" };
+    let stays = matches!(reason, Reason::LogWentBack | Reason::Moved);
+    let made = if stays { "begins a new generation" } else { "was made anew" };
     tracing::warn!(
         reason = reason.as_str(),
         "the slot {} {made}: {}. Cursors of before end: clients are told epoch_changed and go on from now, current \
@@ -272,7 +311,8 @@ fn tell(config: &Config, reason: Reason) {
 /// A session that nobody shares, which holds the lock until it ends, in whatever way.
 async fn locked_session(target: &Target) -> Result<Session, Failure> {
     let session = Session::connect(target, "walcast rebuild").await?;
-    let sql = format!("SET lock_timeout = '{LOCK_TIMEOUT}'; {LOCK}");
+    // What is written must not be undone by a crash that leaves the slot; no standby need have it.
+    let sql = format!("SET lock_timeout = '{LOCK_TIMEOUT}'; SET synchronous_commit = local; {LOCK}");
     session.batch_execute(&sql).await.map_err(|error| match error.code() {
         Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => Failure::again(
             "the slot is to be made anew, but a walcast setup or teardown, or another broker, is at work on it",
@@ -285,14 +325,18 @@ async fn locked_session(target: &Target) -> Result<Session, Failure> {
 async fn new_generation(client: &Client, config: &Config, reason: Reason) -> Result<(), Failure> {
     const SQL: &str =
         "UPDATE walcast.source SET generation = DEFAULT, created_at = DEFAULT, publication_oid = $2,
-        quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT WHERE slot = $1";
+        quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT, moved_upto = DEFAULT WHERE slot = $1";
     let written = client.execute(SQL, &[&config.slot, &NO_SLOT_YET]).await;
     written.map(|_| ()).map_err(|error| failed(config, reason, "writing a new generation", &error))
 }
 
-async fn note_publication(client: &Client, config: &Config) -> Result<(), Failure> {
-    const SQL: &str = "UPDATE walcast.source SET publication_oid = p.oid FROM pg_publication p
-        WHERE slot = $1 AND p.pubname = $2";
+/// Writes down for which publication the slot is, and where it is, if nobody knows. Older brokers wrote the latter as
+/// `quiet_upto` alone.
+async fn note(client: &Client, config: &Config) -> Result<(), Failure> {
+    const SQL: &str = "UPDATE walcast.source s SET publication_oid = p.oid,
+            moved_upto = coalesce(s.moved_upto, s.quiet_upto, f.confirmed_flush_lsn)
+        FROM pg_publication p, pg_replication_slots f
+        WHERE s.slot = $1 AND p.pubname = $2 AND f.slot_name = $1";
     match client.execute(SQL, &[&config.slot, &config.publication]).await {
         Ok(_) => Ok(()),
         Err(error) => match error.code() {
@@ -300,7 +344,7 @@ async fn note_publication(client: &Client, config: &Config) -> Result<(), Failur
                 "the role may not write walcast.source ({}): run `walcast setup --broker-role ROLE`",
                 describe(&error)
             ))),
-            _ => Err(Failure::again(format!("noting the publication: {}", describe(&error)))),
+            _ => Err(Failure::again(format!("noting publication and slot: {}", describe(&error)))),
         },
     }
 }
@@ -343,12 +387,16 @@ async fn refused(
 }
 
 async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
+    // A statement of its own, before the other: where a broker moves the slot is written down before it moves, so
+    // whatever is seen here is written there by then.
+    const WHERE: &str = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
     const SQL: &str = "
         SELECT k.key, s.generation::text, pg_postmaster_start_time()::text,
                current_setting('server_version_num')::int4, current_setting('wal_level'), pg_is_in_recovery(),
                s.publication_oid, p.oid, current_database()::text, f.slot_name IS NOT NULL,
                f.wal_status IS NOT DISTINCT FROM 'lost', f.plugin::text, f.database::text, l.active_pid IS NOT NULL,
-               s.quiet_lsn, s.quiet_ordinal, s.quiet_upto, s.takeover_by::text
+               s.quiet_lsn, s.quiet_ordinal, s.quiet_upto, s.takeover_by::text,
+               greatest(s.moved_upto, s.quiet_upto)
         FROM (VALUES (1)) AS one
         LEFT JOIN walcast.key k ON true
         LEFT JOIN walcast.source s ON s.slot = $1
@@ -356,6 +404,7 @@ async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
         LEFT JOIN pg_replication_slots f ON f.slot_name = $1
         LEFT JOIN pg_replication_slots l ON l.slot_name = $3
         LIMIT 1";
+    let place = client.query_opt(WHERE, &[&config.slot]).await.map_err(unreadable)?;
     let row = client.query_one(SQL, &[&config.slot, &config.publication, &config.live_slot()]).await;
     let row = row.map_err(unreadable)?;
     let read = || -> Result<_, tokio_postgres::Error> {
@@ -364,6 +413,8 @@ async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
         let slot = Slot { lost: row.try_get(10)?, plugin: row.try_get(11)?, database: row.try_get(12)? };
         let quiet: (Option<PgLsn>, Option<i64>, Option<PgLsn>) =
             (row.try_get(14)?, row.try_get(15)?, row.try_get(16)?);
+        let confirmed: Option<PgLsn> = place.map(|row| row.try_get(0)).transpose()?.flatten();
+        let moved_upto: Option<PgLsn> = row.try_get(18)?;
         let quiet = match quiet {
             (Some(lsn), Some(ordinal), Some(upto)) => {
                 Some((Position::new(lsn.into(), ordinal.cast_unsigned()), upto.into()))
@@ -379,6 +430,8 @@ async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
             noted: row.try_get(6)?,
             publication: row.try_get(7)?,
             slot: exists.then_some(slot),
+            confirmed: confirmed.map(u64::from),
+            moved_upto: moved_upto.map(u64::from),
             held: row.try_get(13)?,
             quiet,
             asked_by: row.try_get(17)?,
@@ -455,6 +508,8 @@ mod tests {
             noted: Some(7),
             publication: Some(7),
             slot: Some(slot),
+            confirmed: Some(100),
+            moved_upto: Some(100),
             held: false,
             quiet: Some((Position::new(90, 2), 100)),
             asked_by: None,
@@ -478,6 +533,11 @@ mod tests {
         check(&|found| found.publication = Some(8), Some(Reason::Publication), true);
         check(&|found| found.publication = None, Some(Reason::Publication), true);
         check(&|found| found.generation = "h".into(), None, true);
+        check(&|found| found.confirmed = Some(101), Some(Reason::Moved), true);
+        check(&|found| found.confirmed = Some(99), None, false); // after a crash of the server
+        check(&|found| found.moved_upto = Some(200), None, false); // about to be moved
+        check(&|found| (found.confirmed, found.moved_upto) = (Some(200), Some(200)), None, false);
+        check(&|found| found.moved_upto = None, None, false);
     }
 
     #[test]
