@@ -178,7 +178,12 @@ impl<B: Backbone> Publisher<B> {
 
     async fn flush<S: Source>(&mut self, source: &mut S, note: Option<Note>) -> Result<(), PublishError> {
         let Some(batch) = self.assembly.batch(note) else { return Ok(()) };
-        self.backbone.publish(&batch).await?;
+        tokio::select! {
+            biased;
+            published = self.backbone.publish(&batch) => published?,
+            // However long the backbone takes, the server does not wait for it.
+            error = source.ended() => return Err(error.into()),
+        }
         if let Some(lsn) = self.assembly.published(&batch) {
             source.ack(lsn).await?;
         }

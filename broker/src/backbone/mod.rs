@@ -14,7 +14,8 @@ pub enum BackboneError {
 
 /// Carries batches, in order, to all nodes, the leader's own included.
 pub trait Backbone: Send + Sync {
-    /// Returns once the batch is appended. One publish is in flight per source.
+    /// Returns once the batch is appended. One publish is in flight per source. If the future is dropped, the
+    /// batch may be appended or not; it comes again, perhaps cut in another way.
     ///
     /// # Errors
     /// The batch is not appended; the same batch is to be tried again.

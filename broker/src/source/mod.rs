@@ -38,6 +38,10 @@ pub trait Source: Send {
     /// The stream ended; what to do is in [`SourceError::retry`].
     fn next(&mut self) -> impl Future<Output = Result<Changes, SourceError>> + Send;
 
+    /// Completes when the stream is to be let go at once, although nobody asks for the next changes: a server that
+    /// stops must not wait until something else answers. The stream is over then. Cancel safe.
+    fn ended(&mut self) -> impl Future<Output = SourceError> + Send;
+
     /// Everything up to this LSN is published and need not be sent again.
     ///
     /// # Errors

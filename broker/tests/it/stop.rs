@@ -1,14 +1,24 @@
 //! A server that is told to stop does stop, whatever the broker is doing, and nothing is lost over it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use walcast::backbone::{Backbone, BackboneError};
 use walcast::config::Config;
-use walcast::source::wal::Delivery;
+use walcast::event::Batch;
+use walcast::health::Health;
+use walcast::hub::Hub;
+use walcast::pipeline;
+use walcast::postgres::Companion;
+use walcast::router::Router;
+use walcast::source::wal::{Delivery, Wal};
 use walcast_client::Transport;
 
-use crate::broker::{Broker, Follower, connect, run, until, value_of};
+use crate::broker::{Broker, Follower, connect, prepare, run, until, value_of, within};
 use crate::support::Server;
 
 const LOG: &str = "CREATE TABLE log (writer int, n int, PRIMARY KEY (writer, n))";
@@ -146,4 +156,56 @@ async fn a_fast_stop_does_not_wait_for_the_gate() {
     check_all(&broker, &mut follower).await;
     let (status, body) = broker.readiness().await;
     assert_eq!((status, &body["problems"]), (200, &json!({})));
+}
+
+/// A backbone that never answers; counts what it was asked.
+struct Stuck(watch::Sender<u32>);
+
+impl Backbone for Stuck {
+    async fn publish(&self, _: &Batch) -> Result<(), BackboneError> {
+        self.0.send_modify(|asked| *asked += 1);
+        std::future::pending().await
+    }
+
+    async fn next(&self) -> Result<Batch, BackboneError> {
+        std::future::pending().await
+    }
+
+    fn close(&self) {}
+}
+
+#[tokio::test]
+async fn a_fast_stop_does_not_wait_for_a_backbone_nor_does_the_broker() {
+    let server = Server::tuned(&[]).await;
+    let url = server.create_database("stop").await;
+    let mut config = prepare(&url, "stop", LOG, RULE).await;
+    impatient(&mut config);
+    let target = config.postgres.target(|_| None).unwrap();
+    let companion = Arc::new(Companion::new(target, "walcast companion", 1));
+    let health = Arc::new(Health::new(config.source.lease * 2));
+    let hub = Hub::new(config.history.clone());
+    let router = Router::new(&config.table, config.router.clone()).unwrap();
+    let (_rules, rules) = watch::channel(Arc::new(router));
+    let (asked, mut count) = watch::channel(0);
+    let shutdown = CancellationToken::new();
+    let source = Wal::new(config.source, config.replay, Arc::clone(&companion), Arc::clone(&health), hub);
+    let publishing = tokio::spawn(pipeline::publish(
+        source,
+        rules,
+        Arc::new(Stuck(asked)),
+        config.pipeline,
+        health,
+        shutdown.clone(),
+    ));
+    within("a batch is published", count.wait_for(|count| *count == 1)).await.unwrap();
+    run(&connect(&url).await, "INSERT INTO log VALUES (1, 1)").await;
+    stop(&server, "the backbone does not answer").await;
+    server.start_again().await;
+    within("it is tried again", count.wait_for(|count| *count == 2)).await.unwrap();
+    let sql = connect(&url).await;
+    shutdown.cancel();
+    within("it ends", publishing).await.unwrap().unwrap();
+    companion.close().await;
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'stop_live'";
+    until("the slot is released", async || value_of(&sql, slots).await == "0").await;
 }

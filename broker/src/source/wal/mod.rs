@@ -113,14 +113,19 @@ struct Live {
     seeding: Option<Seeding>,
     ready: VecDeque<Changes>,
     acknowledged: watch::Sender<u64>,
+    watch: Watch,
+    _floor: AbortOnDropHandle<()>,
+    _governor: AbortOnDropHandle<()>,
+}
+
+/// What may end a stream, beside itself.
+struct Watch {
     companion: watch::Receiver<SessionState>,
     handover: Handover,
-    gate_session: Option<Arc<Session>>,
+    gate: Option<Arc<Session>>,
     /// Ends when the slot has to be made anew.
     rebuilt: AbortOnDropHandle<Failure>,
     pressure: watch::Receiver<Pressure>,
-    _floor: AbortOnDropHandle<()>,
-    _governor: AbortOnDropHandle<()>,
 }
 
 impl std::fmt::Debug for Live {
@@ -212,6 +217,7 @@ impl Wal {
             }
             (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
         }
+        let gate_session = gate.as_ref().map(Gate::session);
         let handover = self.lease.won(walsender, asked_by).await?;
         tracing::info!(
             slot = self.config.slot,
@@ -222,8 +228,6 @@ impl Wal {
         );
         self.replaying = Some((Instant::now(), start.from, start.replay_until));
         Ok(Live {
-            handover,
-            gate_session: gate.as_ref().map(Gate::session),
             stream,
             assembler: Assembler::new(&standing.key),
             gate,
@@ -231,9 +235,13 @@ impl Wal {
             seeding: None,
             ready: [Changes::Start(start)].into(),
             acknowledged,
-            companion,
-            rebuilt: rebuild::watch(Arc::clone(&self.companion), self.config.clone(), standing),
-            pressure,
+            watch: Watch {
+                companion,
+                handover,
+                gate: gate_session,
+                rebuilt: rebuild::watch(Arc::clone(&self.companion), self.config.clone(), standing),
+                pressure,
+            },
             _floor: floor.spawn(),
             _governor: governor.spawn(),
         })
@@ -276,13 +284,7 @@ impl Wal {
         let step = tokio::select! {
             biased;
             // First: a server that stops must not wait for us.
-            closed = ended(&mut live.companion, live.gate_session.clone()) => return Err(closed),
-            Ok(failure) = &mut live.rebuilt => return Err(failure),
-            Ok(_) = live.pressure.wait_for(|pressure| *pressure == Pressure::GiveUp) => {
-                let message = "both slots were given up, for they kept more WAL than max_slot_wal_keep_size allows";
-                return Err(Failure::again(message));
-            }
-            asked = live.handover.asked() => return Err(asked),
+            failure = live.watch.ended() => return Err(failure),
             step = either => step,
         };
         let changes = match step {
@@ -337,7 +339,7 @@ impl Wal {
         let running = self.begun;
         // Dropping the stream ends the connection, which releases the lease.
         if let Some(mut live) = self.live.take() {
-            if failure.kind == Kind::Passing && live.sessions_were_shut_down() {
+            if failure.kind == Kind::Passing && live.watch.sessions_were_shut_down() {
                 failure.kind = Kind::Shutdown;
             }
             if let Some(seeding) = live.seeding.take() {
@@ -359,12 +361,26 @@ enum Step {
     Stream(Result<Option<Changes>, Failure>),
 }
 
-impl Live {
+impl Watch {
+    /// Not to be called again once it has returned. Cancel safe.
+    async fn ended(&mut self) -> Failure {
+        tokio::select! {
+            biased;
+            closed = ended(&mut self.companion, self.gate.clone()) => closed,
+            Ok(failure) = &mut self.rebuilt => failure,
+            Ok(_) = self.pressure.wait_for(|pressure| *pressure == Pressure::GiveUp) => {
+                let message = "both slots were given up, for they kept more WAL than max_slot_wal_keep_size allows";
+                Failure::again(message)
+            }
+            asked = self.handover.asked() => asked,
+        }
+    }
+
     /// Whatever broke first: the server said on another session that it stops.
     fn sessions_were_shut_down(&self) -> bool {
         let shut_down = |state: &SessionState| matches!(state, SessionState::Closed(Closed::Shutdown(_)));
         shut_down(&self.companion.borrow())
-            || self.gate_session.as_ref().is_some_and(|session| shut_down(&session.state()))
+            || self.gate.as_ref().is_some_and(|session| shut_down(&session.state()))
     }
 }
 
@@ -439,6 +455,14 @@ impl Source for Wal {
                 Err(failure) => return Err(self.fail(failure)),
             }
         }
+    }
+
+    async fn ended(&mut self) -> SourceError {
+        let failure = match &mut self.live {
+            Some(live) => live.watch.ended().await,
+            None => std::future::pending().await,
+        };
+        self.fail(failure)
     }
 
     async fn ack(&mut self, upto: u64) -> Result<(), SourceError> {
