@@ -5,6 +5,7 @@
 //! - [`connect`]: copies the slot, names the number line, starts; `replication` speaks the protocol
 //! - [`rebuild`]: makes slot and generation anew where the number line ended
 //! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
+//! - `patience`: how long the server may be silent
 //! - [`gate`]: only what others can see is yielded
 //! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
 //! - [`floor`]: moves the persistent slot up behind the window that a restart reads again
@@ -39,6 +40,7 @@ mod floor;
 mod gate;
 mod governor;
 mod lease;
+mod patience;
 pub mod pgoutput;
 pub(crate) mod rebuild;
 pub mod replication;
@@ -56,6 +58,7 @@ use floor::Floor;
 use gate::Gate;
 use governor::Governor;
 use lease::{Handover, Lease};
+use patience::Patience;
 use replication::{Frame, Stream};
 use retention::Pressure;
 use seeding::{Seeding, next_piece};
@@ -63,8 +66,6 @@ use slots::Slots;
 
 /// Transactions that are remembered because they may not be visible yet.
 const YIELDED_MAX: usize = 4096;
-/// After silence the stream is connected again; each time that brings nothing the tolerance doubles, so often.
-const SILENCE_DOUBLINGS_MAX: u32 = 4;
 /// One attempt to connect may take so long, all hosts and all questions included.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
 
@@ -97,8 +98,7 @@ pub struct Wal {
     seeded: bool,
     /// They were read once, on whatever line: from then on every failure may pass.
     begun: bool,
-    /// How often the server was silent in a row.
-    silences: u32,
+    patience: Patience,
     /// Without a gate: the newest transactions yielded, which others may not see yet.
     yielded: VecDeque<u32>,
 }
@@ -114,6 +114,7 @@ struct Live {
     ready: VecDeque<Changes>,
     acknowledged: watch::Sender<u64>,
     watch: Watch,
+    since: Instant,
     _floor: AbortOnDropHandle<()>,
     _governor: AbortOnDropHandle<()>,
 }
@@ -163,13 +164,13 @@ impl Wal {
             published: None,
             seeded: false,
             begun: false,
-            silences: 0,
+            patience: Patience::default(),
             yielded: VecDeque::new(),
         }
     }
 
     async fn connect(&mut self) -> Result<Live, Failure> {
-        let silence_max = self.config.lease / 2 * 2_u32.pow(self.silences.min(SILENCE_DOUBLINGS_MAX));
+        let silence_max = self.patience.silence_max(self.config.lease);
         let Connected { stream, start, standing, walsender, asked_by } = connect::connect(
             &self.target,
             &self.companion,
@@ -242,6 +243,7 @@ impl Wal {
                 rebuilt: rebuild::watch(Arc::clone(&self.companion), self.config.clone(), standing),
                 pressure,
             },
+            since: Instant::now(),
             _floor: floor.spawn(),
             _governor: governor.spawn(),
         })
@@ -301,7 +303,7 @@ impl Wal {
                 self.health.well(Part::Seed);
             }
             Some(Changes::Transaction(part)) => {
-                self.silences = 0;
+                self.patience.heard(true, live.since.elapsed(), self.config.lease);
                 if self.config.delivery == Delivery::Fast {
                     // More than can be between flush and visibility, for each holds a connection.
                     self.yielded.truncate(YIELDED_MAX - 1);
@@ -313,7 +315,9 @@ impl Wal {
                 }
             }
             Some(Changes::Idle(lsn)) => {
+                let (age, lease) = (live.since.elapsed(), self.config.lease);
                 if let Some((_, upto)) = &mut self.line {
+                    self.patience.heard(*lsn > *upto, age, lease);
                     *upto = (*upto).max(*lsn);
                 }
                 self.replayed(*lsn);
@@ -347,7 +351,7 @@ impl Wal {
             }
         }
         if failure.kind == Kind::Silent {
-            self.silences += 1;
+            self.patience.silent();
             // The same link, most likely; whoever waits on it would wait for ever.
             self.companion.cut();
         }
