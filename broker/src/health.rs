@@ -132,7 +132,12 @@ impl Health {
         self.inner.lock().source = Some((facts, now));
     }
 
-    /// What it saw last, and when; `None` before the first look.
+    /// It looks no more: what it saw is of the past.
+    pub fn sees_nothing(&self) {
+        self.inner.lock().source = None;
+    }
+
+    /// What it saw last, and when; `None` while nobody looks.
     #[must_use]
     pub fn source(&self) -> Option<(SourceFacts, Instant)> {
         self.inner.lock().source.clone()

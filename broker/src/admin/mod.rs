@@ -42,7 +42,7 @@ struct Readiness {
     head: String,
     floor: String,
     subscriptions: usize,
-    /// Absent before the source has looked.
+    /// Absent while nobody looks at the slots: there is no stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
 }

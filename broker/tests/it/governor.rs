@@ -182,6 +182,15 @@ async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() 
         assert!(reason.contains(part), "{body}");
     }
     assert_eq!(status, 503);
+    // Nobody looks at slots that are not there.
+    assert!(body["source"].is_null() && body["problems"]["retention"].is_null(), "{body}");
+    for slot in ["floor", "live"] {
+        for name in ["status", "safe_bytes", "retained_bytes"] {
+            let line = format!("walcast_slot_{name}{{source=\"governor_held\",slot=\"{slot}\"}}");
+            let value = broker.metric(&line).await;
+            assert!(value.is_nan(), "{line} {value}");
+        }
+    }
     // Whoever was faster, the governor or a checkpoint: nothing keeps the log any more, and once the transaction has
     // ended the broker goes on under a new epoch. Whoever waits is held until then, and told.
     let epoch = body["epoch"].clone();
@@ -192,6 +201,11 @@ async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() 
     })
     .await;
     assert_eq!(value_of(&broker.sql, "SELECT count(*) FROM generations").await, "1");
+    until("the slots are looked at again", async || {
+        let status = broker.metric("walcast_slot_status{source=\"governor_held\",slot=\"live\"}").await;
+        status == 0.0 && !broker.readiness().await.1["source"].is_null()
+    })
+    .await;
     let reset = within("the reset", async {
         loop {
             match follower.0.next().await.unwrap().unwrap() {

@@ -23,6 +23,20 @@ use crate::health::Part;
 use crate::postgres::{Session, describe};
 use crate::telemetry as names;
 
+/// The slots, as they are called in metrics and facts.
+const SLOTS: [&str; 2] = ["floor", "live"];
+/// What is told of each.
+const SLOT_GAUGES: [&str; 8] = [
+    names::SLOT_STATUS,
+    names::SLOT_RETAINED_BYTES,
+    names::SLOT_RETAINED_SECONDS,
+    names::SLOT_LAG_BYTES,
+    names::SLOT_LAG_SECONDS,
+    names::SLOT_SAFE_BYTES,
+    names::SLOT_CATALOG_XMIN_AGE,
+    names::SLOT_FAILOVER,
+];
+
 /// What the governor needs to know.
 #[derive(Debug)]
 pub(super) struct Governor {
@@ -73,6 +87,8 @@ impl Governor {
 
     async fn run(self) {
         let mut memory = Memory::default();
+        // Dropped wherever this ends.
+        let _blind = Blind(&self);
         loop {
             let pause = match self.look(&mut memory).await {
                 Ok(facts) if facts.pressure == Pressure::GiveUp.as_str() => return,
@@ -235,10 +251,11 @@ impl Governor {
         source(names::SLOT_KEEP_BYTES_MAX).set(facts.wal_keep_bytes_max.map_or(-1.0, |bytes| bytes as f64));
         let seconds = facts.oldest_transaction.as_ref().map_or(0, |open| open.seconds);
         source(names::OLDEST_TRANSACTION_SECONDS).set(seconds as f64);
-        for (which, slot) in &facts.slots {
-            let set = |name, value: f64| {
-                gauge!(name, names::LABEL_SOURCE => self.slots.floor.clone(), names::LABEL_SLOT => *which)
-                    .set(value);
+        for which in SLOTS {
+            let set = |name, value| self.set(name, which, value);
+            let Some(slot) = facts.slots.get(which) else {
+                SLOT_GAUGES.iter().for_each(|name| set(name, f64::NAN));
+                continue;
             };
             let status = ["reserved", "extended", "unreserved"];
             let status = status.iter().position(|status| **status == slot.wal_status).unwrap_or(status.len());
@@ -268,6 +285,11 @@ impl Governor {
         self.slots.health.saw(facts.clone(), std::time::Instant::now());
     }
 
+    /// A gauge of one of the slots.
+    fn set(&self, name: &'static str, which: &'static str, value: f64) {
+        gauge!(name, names::LABEL_SOURCE => self.slots.floor.clone(), names::LABEL_SLOT => which).set(value);
+    }
+
     /// The live slot goes with its connection, which ends when the stream hears of it.
     async fn drop_floor(&self, session: &Session) -> Result<(), tokio_postgres::Error> {
         const DROP: &str = "
@@ -286,6 +308,27 @@ impl Governor {
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
         session.execute(TOUCH, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
         Ok(())
+    }
+}
+
+/// Ends what was told, once nobody looks any more: figures of the past must not pass for those of now. That the slots
+/// were given up stays true.
+struct Blind<'a>(&'a Governor);
+
+impl Drop for Blind<'_> {
+    fn drop(&mut self) {
+        let Governor { slots, pressure } = self.0;
+        for which in SLOTS {
+            SLOT_GAUGES.iter().for_each(|name| self.0.set(name, which, f64::NAN));
+        }
+        let source = |name| gauge!(name, names::LABEL_SOURCE => slots.floor.clone());
+        if *pressure.borrow() != Pressure::GiveUp {
+            source(names::SLOT_PRESSURE).set(f64::NAN);
+        }
+        source(names::SLOT_KEEP_BYTES_MAX).set(f64::NAN);
+        source(names::OLDEST_TRANSACTION_SECONDS).set(f64::NAN);
+        [Part::Slot, Part::Retention].into_iter().for_each(|part| slots.health.well(part));
+        slots.health.sees_nothing();
     }
 }
 
