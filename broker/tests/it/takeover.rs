@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use walcast_client::{Message, Transport};
 
-use crate::broker::{connect, run, until, within};
+use crate::broker::{connect, run, until, value_of, within};
 use crate::lease::{connections, database, fill, gets, place, until_moved, walsender};
-use crate::plain::get;
+use crate::plain::{Plain, get};
 use crate::server;
 use crate::serving::Process;
 
@@ -115,6 +115,38 @@ async fn a_broker_that_does_not_answer_is_replaced_all_the_same() {
     assert_eq!(walsender(&sql, name).await, leader, "it came back");
     run(&sql, "INSERT INTO t VALUES (3)").await;
     gets(&new, &place, 1..=3).await;
+}
+
+/// A leader whose companion session is taken, here by a publish that waits for another's key, hands over all the same.
+#[tokio::test]
+async fn a_leader_that_is_busy_hands_over() {
+    let name = "takeover_busy";
+    let (text, sql) = database(name, "lease = '60s'").await;
+    let old = Process::start(name, &text).await;
+    old.ready().await;
+    let leader = walsender(&sql, name).await;
+    let other = connect(&server::url(name).await).await;
+    run(&other, "BEGIN; SELECT walcast.publish_once('k', 'm', '1')").await;
+    let http = Plain { address: old.http.parse().unwrap() };
+    let publish =
+        tokio::spawn(
+            async move { http.post("idempotency-key: k\r\n", r#"{"topic": "m", "data": 1}"#).await },
+        );
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'walcast companion'
+             AND wait_event_type = 'Lock'"
+    );
+    until("the companion is taken", async || value_of(&sql, &waits).await == "1").await;
+    let new = Process::start_with(name, &text, &["--takeover"]).await;
+    until_moved(&sql, name, &leader).await;
+    old.unready(HANDED_OVER).await;
+    run(&other, "COMMIT").await;
+    new.ready().await;
+    publish.abort();
+    new.signal("TERM");
+    let (_, _, log) = new.ended().await;
+    assert!(log.contains("asked the leader to hand over"), "{log}");
+    assert!(!log.contains("does not hand over"), "{log}");
 }
 
 #[tokio::test]

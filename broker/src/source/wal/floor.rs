@@ -43,6 +43,8 @@ pub(super) struct Floor {
     pub(super) slots: Slots,
     /// What is acknowledged.
     pub(super) acknowledged: watch::Receiver<u64>,
+    /// The end of the log when the stream began.
+    pub(super) replay_until: u64,
     /// What it holds is to be there again after a restart,
     pub(super) hub: Arc<Hub>,
     /// as far as this much WAL goes.
@@ -60,6 +62,7 @@ impl Floor {
     async fn run(mut self) {
         let mut pace = Pace::new(Instant::now());
         let mut told = false;
+        let mut replay_until = Some(self.replay_until);
         loop {
             match self.advance(&mut pace).await {
                 Ok(()) => {
@@ -80,12 +83,7 @@ impl Floor {
                         .unwell(Part::Floor, format!("slot {slot} cannot be moved: {error}; {advice}"));
                 }
             }
-            let urgent = *self.pressure.borrow_and_update() == Pressure::Shrink;
-            let pause = if urgent { PAUSE_URGENT } else { PAUSE };
-            tokio::select! {
-                () = sleep(pause) => {}
-                Ok(()) = self.pressure.changed() => {}
-            }
+            rest(&mut self.pressure, &mut self.acknowledged, &mut replay_until).await;
         }
     }
 
@@ -154,6 +152,31 @@ impl Floor {
             ask_for_record(&mut session, &self.slots.mark).await;
         }
         Ok(())
+    }
+}
+
+/// Waits until the next look is due. One is due soon after what was there at the begin is published: else a broker that
+/// never lives for long would never move the floor, and read more each time.
+async fn rest(
+    pressure: &mut watch::Receiver<Pressure>,
+    acknowledged: &mut watch::Receiver<u64>,
+    replay_until: &mut Option<u64>,
+) {
+    let urgent = *pressure.borrow_and_update() == Pressure::Shrink;
+    let pause = if urgent { PAUSE_URGENT } else { PAUSE };
+    let until = *replay_until;
+    let replayed = async {
+        match until {
+            Some(until) if acknowledged.wait_for(|lsn| *lsn >= until).await.is_ok() => {}
+            _ => std::future::pending().await,
+        }
+        // The hub is to have it, too.
+        sleep(PAUSE_URGENT).await;
+    };
+    tokio::select! {
+        () = sleep(pause) => {}
+        Ok(()) = pressure.changed() => {}
+        () = replayed => *replay_until = None,
     }
 }
 
@@ -245,6 +268,24 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_is_due_soon_after_the_replay() {
+        let (published, mut acknowledged) = watch::channel(99);
+        let (sender, mut pressure) = watch::channel(Pressure::None);
+        let mut replay_until = Some(100);
+        sender.send_replace(Pressure::None);
+        pressure.mark_changed();
+        rest(&mut pressure, &mut acknowledged, &mut replay_until).await;
+        assert_eq!(replay_until, Some(100), "not yet");
+        published.send_replace(100);
+        let woken = async {
+            while replay_until.is_some() {
+                rest(&mut pressure, &mut acknowledged, &mut replay_until).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), woken).await.expect("it is noticed");
+    }
 
     #[test]
     fn a_record_is_asked_for_once_when_the_server_is_quiet() {

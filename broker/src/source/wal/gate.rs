@@ -2,8 +2,8 @@
 //!
 //! The walsender sends a commit when it is flushed; its row becomes visible to others a moment later, and
 //! under synchronous replication only after the standby's answer. A waiter that is woken too early looks and
-//! finds nothing. So a session of its own, on which nothing else ever runs, asks for the current snapshot:
-//! one answer serves all transactions that it contains.
+//! finds nothing. So a session of its own, on which nothing else ever runs that may take long, asks for the current
+//! snapshot: one answer serves all transactions that it contains.
 
 use std::fmt;
 use std::future::Future;
@@ -20,6 +20,8 @@ use crate::health::{Health, Part};
 use crate::postgres::{ConnectError, Session, Target, describe, is_shutdown};
 use crate::sabotage::{Fault, sabotaged};
 
+/// Whatever else is asked on this session does not wait for locks: the gate would wait behind it.
+const NO_LOCKS: &str = "SET lock_timeout = '100ms'";
 /// Pause between two looks while a transaction is not visible: first and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// After so long operators are told what is waited for.
@@ -61,11 +63,11 @@ impl Gate {
         answer_max: Duration,
         health: Arc<Health>,
     ) -> Result<Self, ConnectError> {
+        let failed = |error| ConnectError::from_client("the gate session", &error);
         let session = Session::connect(target, "walcast gate").await?;
-        let statement = session
-            .prepare("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text")
-            .await
-            .map_err(|error| ConnectError::from_client("the gate session", &error))?;
+        session.batch_execute(NO_LOCKS).await.map_err(failed)?;
+        let snapshot = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
+        let statement = session.prepare(snapshot).await.map_err(failed)?;
         let (session, latest) = (Arc::new(session), Snapshot::default());
         Ok(Self { session, statement, health, latest, query: None, answer_max, waiting: None })
     }

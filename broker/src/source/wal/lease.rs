@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::config::Config;
 use super::connect::{Failure, Kind};
 use crate::health::{Health, Part};
-use crate::postgres::{Companion, describe};
+use crate::postgres::{Companion, Session, describe};
 
 /// Between two looks at who leads, and of the leader at whether it is asked to go.
 const LOOK: Duration = Duration::from_millis(250);
@@ -79,8 +79,34 @@ struct Look {
 
 impl Line {
     /// Somebody else asked since `before` was read.
-    fn is_asked(&self, look: &Look, before: &Option<String>) -> bool {
-        look.asked_by.as_ref().is_some_and(|by| *by != self.id) && look.asked_by != *before
+    fn is_asked(&self, by: Option<&String>, before: &Option<String>) -> bool {
+        by.is_some_and(|by| *by != self.id) && by != before.as_ref()
+    }
+
+    /// Who asked for the lease last.
+    async fn asked_by(&self, session: &Session) -> Result<Option<String>, tokio_postgres::Error> {
+        const ASKED: &str = "SELECT takeover_by::text FROM walcast.source WHERE slot = $1";
+        let row = session.query_opt(ASKED, &[&self.slot]).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
+    }
+
+    /// Until somebody else asks for the lease. On the gate's session where there is one: on the companion's, a large
+    /// table or a slow move of the floor would hold up the answer until patience ends.
+    async fn until_asked(&self, gate: Option<Arc<Session>>, before: Option<String>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let by = match &gate {
+                Some(session) => self.asked_by(session).await.ok(),
+                None => match self.companion.lock().await {
+                    Ok(session) => self.asked_by(&session).await.ok(),
+                    Err(_) => None,
+                },
+            };
+            // A session that ended is the stream's to judge.
+            if self.is_asked(by.flatten().as_ref(), &before) {
+                return;
+            }
+        }
     }
 
     async fn look(&self) -> Result<Look, Failure> {
@@ -132,7 +158,11 @@ impl Lease {
         loop {
             let look =
                 tokio::time::timeout(LOOK_MAX, self.line.look()).await.unwrap_or_else(|_| Err(late()))?;
-            if self.led_after.as_ref().is_some_and(|before| self.line.is_asked(&look, before)) {
+            if self
+                .led_after
+                .as_ref()
+                .is_some_and(|before| self.line.is_asked(look.asked_by.as_ref(), before))
+            {
                 return Err(handed_over());
             }
             let others_turn = look.asked_now && look.asked_by.as_ref() != Some(&self.line.id);
@@ -160,6 +190,7 @@ impl Lease {
     pub(super) async fn won(
         &mut self,
         walsender: i32,
+        gate: Option<Arc<Session>>,
         asked_by: Option<String>,
     ) -> Result<Handover, Failure> {
         if !matches!(std::mem::replace(&mut self.takeover, Takeover::No), Takeover::No) {
@@ -174,17 +205,8 @@ impl Lease {
         }
         (self.own, self.led_after) = (Some(walsender), Some(asked_by.clone()));
         let line = Arc::clone(&self.line);
-        Ok(Handover(AbortOnDropHandle::new(tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(LOOK).await;
-                // A session that ended is the stream's to judge.
-                if let Ok(look) = line.look().await
-                    && line.is_asked(&look, &asked_by)
-                {
-                    return;
-                }
-            }
-        }))))
+        let watch = async move { line.until_asked(gate, asked_by).await };
+        Ok(Handover(AbortOnDropHandle::new(tokio::spawn(watch))))
     }
 
     /// Says once who leads.

@@ -196,6 +196,7 @@ impl Wal {
             hub: Arc::clone(&self.hub),
             wal_bytes: self.replay.wal_bytes,
             pressure: pressure.clone(),
+            replay_until: start.replay_until,
         };
         let mut companion = self.companion.watch();
         companion.mark_unchanged();
@@ -219,7 +220,7 @@ impl Wal {
             (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
         }
         let gate_session = gate.as_ref().map(Gate::session);
-        let handover = self.lease.won(walsender, asked_by).await?;
+        let handover = self.lease.won(walsender, gate_session.clone(), asked_by).await?;
         tracing::info!(
             slot = self.config.slot,
             from = %walcast_wire::Position::before(start.from),

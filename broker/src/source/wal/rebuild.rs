@@ -163,10 +163,7 @@ impl Standing {
         }
         let slot = &config.slot;
         if let Some(reason) = found.reason() {
-            return Some(Failure::again(format!(
-                "the slot {slot} cannot be gone on with: {}",
-                reason.what()
-            )));
+            return Some(Failure::again(format!("the slot {slot} cannot be kept: {}", reason.what())));
         }
         let other = found.generation != self.generation;
         other.then(|| Failure::again(format!("the slot {slot} was made anew by somebody else")))
