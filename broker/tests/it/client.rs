@@ -3,11 +3,12 @@
 use walcast_client::{Client, EventsRequest, Message, Stream, Transport};
 use walcast_wire::Op;
 
-use crate::edge::{Edge, message, soon};
+use crate::edge::{Edge, message};
+use crate::wait::within;
 
 async fn event(stream: &mut Stream) -> (String, Op, String) {
     loop {
-        match soon(stream.next()).await.unwrap().expect("the stream ended") {
+        match within("a message", stream.next()).await.unwrap().expect("the stream ended") {
             Message::Event(event) => return (event.topic.to_string(), event.op, event.data.to_string()),
             Message::Subscribed { .. } => {}
             other => panic!("{other:?}"),
@@ -55,7 +56,7 @@ async fn the_client_hears_goodbye_on_streams() {
         let mut stream = client.open(transport, request).await.unwrap();
         edge.drain.cancel();
         loop {
-            match soon(stream.next()).await.unwrap().expect("ended without a goodbye") {
+            match within("a message", stream.next()).await.unwrap().expect("ended without a goodbye") {
                 Message::Bye { retry } => break assert!(retry.is_some(), "{transport}"),
                 Message::Subscribed { .. } => {}
                 other => panic!("{other:?}"),

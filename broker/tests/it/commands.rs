@@ -7,23 +7,27 @@ use walcast_wire::{Cursor, Epoch, Position};
 
 use crate::broker::{run as sql, until};
 use crate::plain::get;
-use crate::process::{Ended, Running, Serving, file, run, settings, shell, walcast};
+use crate::process::{Ended, Running, file, run, shell, walcast};
 use crate::server;
+use crate::serving::{Process, settings};
 
 const RULE: &str = "[[table]]\nname = 'public.vms'\ntopic = 'vm/{host}'\nstate = true\n";
 const TABLE: &str = "CREATE TABLE vms (host text PRIMARY KEY, pin int)";
 
 /// A database with the table, set up, and `walcast serve` on it.
-async fn serving(name: &str) -> (Serving, String) {
-    server::create(name).await;
+async fn serving(name: &str) -> Process {
+    let url = server::create(name).await;
     sql(&server::connect(name, "postgres").await, TABLE).await;
-    let path = file(name, &settings(&server::url(name).await, name, RULE));
+    let path = file(name, &settings(&url, name, "", RULE));
     run(&["setup", "--config", &path]).await.succeeded();
-    (Serving::start(&path, "info").await.ready().await, path)
+    serve(&path).await
 }
 
-async fn psql(database: &str, user: &str, sql: &str) -> String {
-    server::program("psql", user, database, &["-qXAt", "-v", "ON_ERROR_STOP=1", "-f", "-"], sql).await
+/// `walcast serve` with this file.
+async fn serve(path: &str) -> Process {
+    let broker = Process::on(path).await;
+    broker.ready().await;
+    broker
 }
 
 #[tokio::test]
@@ -63,12 +67,14 @@ async fn help_is_there_and_wrong_usage_is_64() {
 
 #[tokio::test]
 async fn tail_and_publish_meet_on_every_transport() {
-    let (broker, path) = serving("commands_tail").await;
+    let broker = serving("commands_tail").await;
+    let path = broker.file.clone();
     let url = broker.url();
     for (pin, transport) in Transport::ALL.into_iter().enumerate() {
         let topic = format!("jobs/{transport}");
         let transport = format!("--transport={transport}");
-        psql("commands_tail", "postgres", &format!("INSERT INTO vms VALUES ('{topic}', {pin})")).await;
+        server::script("postgres", "commands_tail", &format!("INSERT INTO vms VALUES ('{topic}', {pin})"))
+            .await;
         // The current value of a state topic comes first; then that it came, the tail is attached.
         let state = format!("vm/jobs%2F{}", &topic[5..]);
         let mut tail = Running::start(walcast(&[
@@ -133,7 +139,7 @@ async fn tail_and_publish_meet_on_every_transport() {
     // Ctrl-C is how one ends it; a broker that ends is told, with where to go on.
     let mut tail = Running::start(walcast(&["tail", "vm/*", "--url", &url]));
     tail.until("vm/jobs").await;
-    tail.signal("INT").await;
+    tail.signal("INT");
     tail.end().await.succeeded();
     let mut tails = Vec::new();
     for transport in Transport::ALL {
@@ -158,9 +164,9 @@ async fn printed_sql_makes_a_broker_that_runs_with_few_rights() {
         CREATE ROLE commands_app LOGIN; CREATE ROLE commands_other LOGIN;
         GRANT CREATE ON DATABASE commands_rights TO commands_owner; CREATE SCHEMA lab AUTHORIZATION commands_owner";
     sql(&admin, roles).await;
-    psql(
-        name,
+    server::script(
         "commands_owner",
+        name,
         "CREATE TABLE lab.vms (host text PRIMARY KEY, pin int); INSERT INTO lab.vms VALUES ('a', 1)",
     )
     .await;
@@ -173,21 +179,21 @@ async fn printed_sql_makes_a_broker_that_runs_with_few_rights() {
         let who = format!("--print-sql={who}");
         let grants = ["--broker-role=commands_broker", "--publisher=commands_app"];
         let text = run(&["setup", "--config", &offline, &who, grants[0], grants[1]]).await;
-        psql(name, role, text.succeeded()).await;
+        server::script(role, name, text.succeeded()).await;
     }
     let url = server::url(name).await;
     let path =
-        file("commands-rights", &settings(&url.replace("postgres@", "commands_broker@"), name, &rules));
-    let broker = Serving::start(&path, "info").await.ready().await;
+        file("commands-rights", &settings(&url.replace("postgres@", "commands_broker@"), name, "", &rules));
+    let broker = serve(&path).await;
     let url = broker.url();
     let (status, body) = get(&broker.http, "/v1/state/vm/a").await;
     assert_eq!((status, body.as_str()), (200, "{\"host\":\"a\",\"pin\":1}"));
     let mut tail = Running::start(walcast(&["tail", "vm/*", "app/*", "--url", &url, "--limit=5"]));
     tail.until("vm/a").await;
-    psql(name, "commands_owner", "UPDATE lab.vms SET pin = 2").await;
-    psql(
-        name,
+    server::script("commands_owner", name, "UPDATE lab.vms SET pin = 2").await;
+    server::script(
         "commands_app",
+        name,
         "SELECT walcast.publish('app/sql', '1'); SELECT walcast.notify('app/old', 'x')",
     )
     .await;
@@ -206,7 +212,7 @@ async fn printed_sql_makes_a_broker_that_runs_with_few_rights() {
     log.succeeded();
     log.err.retain(|c| c != '\u{1b}');
     assert!(!log.err.contains("WARN") && !log.err.contains("ERROR"), "{log:?}");
-    let own = file("commands-rights", &settings(&server::url(name).await, name, &rules));
+    let own = file("commands-rights", &settings(&server::url(name).await, name, "", &rules));
     run(&["teardown", "--config", &own]).await.succeeded();
     assert_eq!(server::dump(name).await, before);
 }
@@ -215,7 +221,7 @@ async fn printed_sql_makes_a_broker_that_runs_with_few_rights() {
 async fn left(name: &str, slots: &str) -> String {
     let sql = format!("SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '{slots}%')
         + (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'walcast%')");
-    psql(name, "postgres", &sql).await.trim().to_owned()
+    server::script("postgres", name, &sql).await.trim().to_owned()
 }
 
 #[tokio::test]
@@ -224,12 +230,12 @@ async fn teardown_takes_everything_back_whether_the_broker_lives_or_not() {
     server::create(name).await;
     sql(&server::connect(name, "postgres").await, TABLE).await;
     let before = server::dump(name).await;
-    let path = file(name, &settings(&server::url(name).await, name, RULE));
+    let path = file(name, &settings(&server::url(name).await, name, "", RULE));
     for alive in [true, false] {
         run(&["setup", "--config", &path]).await.succeeded();
-        let broker = Serving::start(&path, "info").await.ready().await;
+        let broker = serve(&path).await;
         if !alive {
-            broker.process.signal("KILL").await;
+            broker.signal("KILL");
         }
         run(&["teardown", "--config", &path]).await.succeeded();
         assert_eq!((server::dump(name).await, left(name, name).await.as_str()), (before.clone(), "0"));
@@ -311,7 +317,7 @@ async fn what_dev_prints_works_and_it_leaves_nothing() {
     shell(by_sql).await.succeeded();
     assert!(shell(by_http).await.succeeded().contains("\"topic\":\"hello\""));
     shell(health).await.succeeded();
-    dev.signal("INT").await;
+    dev.signal("INT");
     let ended = dev.end().await;
     assert!(ended.code == Some(0) && ended.err.lines().count() == 1, "{ended:?}");
     assert!(!std::path::Path::new(&data).exists());
@@ -321,7 +327,7 @@ async fn what_dev_prints_works_and_it_leaves_nothing() {
 #[tokio::test]
 async fn dev_that_is_killed_leaves_nothing_either() {
     let (dev, _, data, port) = dev().await;
-    dev.signal("KILL").await;
+    dev.signal("KILL");
     assert_eq!(dev.end().await.code, None);
     until_gone(&data, port).await;
 }
@@ -365,13 +371,13 @@ async fn demo_on_a_database_cleans_up_and_spares_what_is_set_up() {
     let interrupted = ["demo", "--vms=30", "--seconds=600", "--database-url", &url];
     let interrupted = Running::start(walcast(&interrupted));
     let begun = "SELECT count(*) FROM pg_namespace WHERE nspname = 'walcast_demo'";
-    until("the demo begins", async || psql(name, "postgres", begun).await.trim() == "1").await;
-    interrupted.signal("INT").await;
+    until("the demo begins", async || server::script("postgres", name, begun).await.trim() == "1").await;
+    interrupted.signal("INT");
     let ended = interrupted.end().await;
     assert!(matches!(ended.code, Some(0 | 1)), "{ended:?}");
     assert_eq!((server::dump(name).await, left(name, "walcast_demo").await.as_str()), (before, "0"));
 
-    let path = file(name, &settings(&url, name, RULE));
+    let path = file(name, &settings(&url, name, "", RULE));
     run(&["setup", "--config", &path]).await.succeeded();
     let set_up = server::dump(name).await;
     run(&args).await.failed(64, &["has a schema walcast", "walcast teardown"]);

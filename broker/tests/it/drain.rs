@@ -40,10 +40,9 @@ async fn goodbye(stream: &mut Stream) -> Option<Duration> {
 #[tokio::test]
 async fn a_process_that_is_told_to_end_sends_its_clients_on() {
     let name = "drain_term";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     prepare(&url, name, TABLE, RULE).await;
-    let text = serving::file(&url, name, "", RULE);
+    let text = serving::settings(&url, name, "", RULE);
     let first = Process::start(name, &text).await;
     first.ready().await;
     let mut now = EventsRequest::new(patterns(&["t"])).after(After::Now);
@@ -90,10 +89,9 @@ async fn a_process_that_is_told_to_end_sends_its_clients_on() {
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_nobody_up() {
     let name = "drain_stuck";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     prepare(&url, name, "CREATE TABLE t (id int PRIMARY KEY, data text)", RULE).await;
-    let process = Process::start(name, &serving::file(&url, name, "", RULE)).await;
+    let process = Process::start(name, &serving::settings(&url, name, "", RULE)).await;
     process.ready().await;
     let mut stuck = TcpStream::connect(&process.http).await.unwrap();
     let request = format!(

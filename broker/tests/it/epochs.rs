@@ -13,8 +13,7 @@ use walcast_client::{After, Message, Transport};
 use crate::broker::{Broker, Follower, connect, prepare, run, until, value_of, within};
 use crate::plain::Answer;
 use crate::proxy::Proxy;
-use crate::server;
-use crate::support::Server;
+use crate::server::{self, Server};
 
 const VMS: &str = "CREATE TABLE vms (host text PRIMARY KEY, pin int); INSERT INTO vms VALUES ('a', 1)";
 const RULE: &str = "[[table]]\nname = 'public.vms'\ntopic = 'vm/{host}'\nstate = true";
@@ -212,8 +211,7 @@ async fn of_two_brokers_that_start_one_makes_the_slot() {
 #[tokio::test]
 async fn without_the_privilege_the_remedy_is_told() {
     let name = "epochs_denied";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     let mut config = prepare(&url, name, VMS, RULE).await;
     let sql = connect(&url).await;
     let grants = format!(

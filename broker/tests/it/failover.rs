@@ -13,7 +13,7 @@ use walcast_client::{After, Transport};
 
 use crate::broker::{Broker, connect, run, until, value_of};
 use crate::epochs::{Waiters, quick};
-use crate::support::Server;
+use crate::server::Server;
 
 const VMS: &str =
     "CREATE TABLE vms (host text PRIMARY KEY, pin int); INSERT INTO vms VALUES ('a', 1), ('b', 1)";

@@ -6,8 +6,9 @@ use tokio::net::TcpStream;
 
 use crate::broker::within;
 use crate::plain::get;
-use crate::process::{Serving, file, run, settings};
+use crate::process::{file, run};
 use crate::server;
+use crate::serving::{Process, settings};
 
 const REQUESTS: u64 = 4_000;
 const AT_ONCE: usize = 64;
@@ -165,10 +166,10 @@ async fn send(address: &str, bytes: &[u8]) -> Option<String> {
 #[tokio::test]
 async fn a_broker_survives_whatever_it_is_sent() {
     let name = "fuzz";
-    server::create(name).await;
-    let path = file(name, &settings(&server::url(name).await, name, ""));
+    let path = file(name, &settings(&server::create(name).await, name, "", ""));
     run(&["setup", "--config", &path]).await.succeeded();
-    let broker = Serving::start(&path, "info").await.ready().await;
+    let broker = Process::on(&path).await;
+    broker.ready().await;
     let answers = futures_util::stream::iter(1..=REQUESTS).map(|seed| {
         let bytes = request(&mut Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         let address = &broker.http;

@@ -8,7 +8,7 @@ use walcast_client::{After, Client, EventsRequest, Message, Transport};
 
 use crate::broker::{Broker, connect, patterns, run, until, value_of, within};
 use crate::epochs::COUNTED;
-use crate::support::Server;
+use crate::server::Server;
 
 const DDL: &str = "CREATE TABLE watched (id int PRIMARY KEY);
     CREATE TABLE other (filler text); ALTER TABLE other ALTER filler SET STORAGE PLAIN";

@@ -7,8 +7,9 @@ use walcast::hub;
 use walcast::transport::Config;
 use walcast_wire::{Cursor, Epoch, Position};
 
-use crate::edge::{EPOCH, Edge, message, soon};
+use crate::edge::{EPOCH, Edge, message};
 use crate::plain::Answer;
+use crate::wait::within;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -277,7 +278,7 @@ async fn who_dribbles_or_does_not_read_is_cut_and_others_are_served() {
     edge.until_waiting(0).await;
     drop(stalled);
     let mut rest = Vec::new();
-    soon(dribbling.read_to_end(&mut rest)).await.unwrap();
+    within("the answer ends", dribbling.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&rest), "");
 }
 
@@ -313,7 +314,7 @@ async fn drain_answers_who_waits_and_ends() {
     assert_eq!(Answer::read(&mut state).await.problem().code.as_str(), "unavailable");
     drop((waiting, state, idle));
     let address = edge.address;
-    soon(edge.served).await.unwrap();
+    within("it ends", edge.served).await.unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
 
@@ -326,7 +327,7 @@ async fn the_end_of_patience_cuts_what_is_left() {
     edge.drain.cancel();
     edge.served.abort();
     let mut rest = Vec::new();
-    let _ = soon(half.read_to_end(&mut rest)).await;
+    let _ = within("the answer ends", half.read_to_end(&mut rest)).await;
 }
 
 #[tokio::test]

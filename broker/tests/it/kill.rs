@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::broker::until;
 use crate::crowd::{Crowd, RULE, Size};
+use crate::server::Server;
 use crate::serving::{self, Process};
-use crate::support::Server;
 
 /// Ten times as often with `WALCAST_SOAK=1`.
 fn rounds(few: u64) -> u64 {
@@ -24,7 +24,7 @@ impl Scene {
     async fn begin(name: &str, history: &str, size: Size) -> Self {
         let server = Server::tuned(&[]).await;
         let mut crowd = Crowd::prepare(&server.create_database(name).await, name).await;
-        let text = serving::file(&crowd.url, name, "", &format!("{history}\n{RULE}"));
+        let text = serving::settings(&crowd.url, name, "", &format!("{history}\n{RULE}"));
         let broker = Process::start(name, &text).await;
         broker.ready().await;
         crowd.at(&broker.client);

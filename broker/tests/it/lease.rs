@@ -19,10 +19,9 @@ const SOON: Duration = Duration::from_secs(2);
 
 /// A database, the settings for brokers on it, and a session.
 pub(crate) async fn database(name: &str, source: &str) -> (String, Sql) {
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     prepare(&url, name, TABLE, RULE).await;
-    (serving::file(&url, name, source, RULE), connect(&url).await)
+    (serving::settings(&url, name, source, RULE), connect(&url).await)
 }
 
 /// The place of one who has read everything so far.
@@ -75,7 +74,7 @@ async fn a_second_broker_stands_by_and_leads_when_the_first_stops() {
     let mut first = Broker::start(name, TABLE, RULE).await;
     let mut follower = first.follow(Transport::WebSocket, &["t"]).await;
     let leader = walsender(&first.sql, name).await;
-    let second = Process::start(name, &serving::file(&first.url, name, LEASE, RULE)).await;
+    let second = Process::start(name, &serving::settings(&first.url, name, LEASE, RULE)).await;
     second.unready(&format!("\"lease\":\"another broker leads: pid {leader}, since 2")).await;
     assert_eq!(get(&second.admin, "/livez").await.0, 200);
     let waiting = Plain { address: second.http.parse().unwrap() }.get("/v1/events?topic=t").await;

@@ -7,7 +7,7 @@ use walcast_client::Transport;
 
 use crate::broker::{Broker, Follower, until, value_of};
 use crate::proxy::Proxy;
-use crate::support::Server;
+use crate::server::Server;
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, filler text)";
 const RULE: &str = "[[table]]\nname = 'public.t'\ntopic = 't'\ncolumns = ['id']";

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use walcast_client::{After, Client, Error, EventsRequest};
 
-use crate::broker::{connect, patterns, prepare, run};
+use crate::broker::{LIMIT, connect, patterns, prepare, run};
 use crate::server;
 use crate::serving::{self, Process};
-use crate::support::LONG;
 
 const ROWS: u64 = 1_000_000;
 const HISTORY: u64 = 64 << 20;
@@ -39,11 +38,10 @@ async fn count(client: Client, mut after: After) -> (u64, bool) {
 #[tokio::test]
 async fn a_million_rows_in_one_transaction() {
     let name = "memory_million";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     let rules = "[[table]]\nname = 'public.rows'\ntopic = 'rows'";
     prepare(&url, name, "CREATE TABLE rows (id int PRIMARY KEY)", rules).await;
-    let text = serving::file(&url, name, "", &format!("[history]\nbytes = {HISTORY}\n{rules}"));
+    let text = serving::settings(&url, name, "", &format!("[history]\nbytes = {HISTORY}\n{rules}"));
     let broker = Process::start(name, &text).await;
     broker.ready().await;
     let mut now = EventsRequest::new(patterns(&["rows"])).after(After::Now);
@@ -56,7 +54,7 @@ async fn a_million_rows_in_one_transaction() {
     run(&sql, &format!("INSERT INTO rows SELECT generate_series(1, {ROWS})")).await;
     run(&sql, "SELECT walcast.publish('mark', 'null')").await;
     // Without optimisation, on a machine that does much else, this takes a while.
-    let followed = tokio::time::timeout(LONG * 3, follower).await;
+    let followed = tokio::time::timeout(LIMIT * 3, follower).await;
     let (events, reset) = followed.expect("the mark behind the rows comes").unwrap();
     let peak = broker.memory_peak();
     println!(

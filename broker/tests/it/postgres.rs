@@ -8,8 +8,9 @@ use tokio::net::TcpListener;
 use walcast::postgres::{Busy, Closed, Companion, ConnectErrorKind as Kind, Session, SessionState, Target};
 use walcast::source::wal::replication::{Connection, Frame, ReplicationError, Stream, StreamOptions};
 
-use super::proxy::Proxy;
-use super::support::{LONG, Server, eventually, target};
+use crate::proxy::Proxy;
+use crate::server::{Server, target};
+use crate::wait::{until, within};
 
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -54,7 +55,7 @@ fn authority() -> Authority {
 }
 
 /// A server whose certificate is for `localhost`.
-fn tls_server(hba: &str) -> Server {
+async fn tls_server(hba: &str) -> Server {
     let ca = authority();
     let key = rcgen::KeyPair::generate().unwrap();
     let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -66,14 +67,15 @@ fn tls_server(hba: &str) -> Server {
         ("other.crt", authority().pem),
     ];
     let files = files.each_ref().map(|(name, content)| (*name, content.as_str()));
-    Server::start(hba, &files, &[("ssl", "on")])
+    Server::start(hba, &files, &[("ssl", "on")]).await
 }
 
 #[tokio::test]
 async fn sslmode_means_what_libpq_means() {
     let server = tls_server(
         "hostssl all,replication only_tls all trust\nhostnossl all,replication only_plain all trust\nhost all,replication either all trust",
-    );
+    )
+    .await;
     for role in ["only_tls", "only_plain", "either"] {
         server.sql(&format!("CREATE ROLE {role} LOGIN REPLICATION"));
     }
@@ -113,7 +115,7 @@ async fn sslmode_means_what_libpq_means() {
 
 #[tokio::test]
 async fn a_server_without_tls() {
-    let server = Server::start("host all,replication either all trust", &[], &[]);
+    let server = Server::start("host all,replication either all trust", &[], &[]).await;
     server.sql("CREATE ROLE either LOGIN REPLICATION");
     let words = format!("host=127.0.0.1 port={} user=either dbname=postgres", server.port);
     assert_eq!(try_both(&target(&words)).await, Ok(false));
@@ -125,7 +127,7 @@ async fn a_server_without_tls() {
 #[tokio::test]
 async fn passwords_from_everywhere() {
     let hba = "host all,replication scram all scram-sha-256\nhost all,replication md5 all md5\nhost all,replication clear all password";
-    let server = tls_server(hba);
+    let server = tls_server(hba).await;
     server.sql("CREATE ROLE scram LOGIN REPLICATION PASSWORD 'sword fish'");
     server.sql("CREATE ROLE clear LOGIN REPLICATION PASSWORD 'sword fish'");
     server.sql("SET password_encryption = md5; CREATE ROLE md5 LOGIN REPLICATION PASSWORD 'sword fish'");
@@ -166,7 +168,7 @@ async fn passwords_from_everywhere() {
 
 #[tokio::test]
 async fn a_changed_password_file_is_read_again() {
-    let server = Server::start("host all,replication scram all scram-sha-256", &[], &[]);
+    let server = Server::start("host all,replication scram all scram-sha-256", &[], &[]).await;
     server.sql("CREATE ROLE scram LOGIN REPLICATION PASSWORD 'one'");
     let mut target = target(&format!("host=127.0.0.1 port={} user=scram dbname=postgres", server.port));
     target.password_file = Some(server.file("password", "one\n"));
@@ -183,7 +185,7 @@ async fn a_changed_password_file_is_read_again() {
 
 #[tokio::test]
 async fn refusals_are_told_apart() {
-    let server = Server::start("host all,replication all all trust", &[], &[]);
+    let server = Server::start("host all,replication all all trust", &[], &[]).await;
     server.sql("CREATE ROLE plain LOGIN; CREATE ROLE one LOGIN REPLICATION CONNECTION LIMIT 1");
     let base = format!("host=127.0.0.1 port={}", server.port);
     let absent = target(&format!("{base} user=postgres dbname=absent"));
@@ -216,7 +218,7 @@ async fn a_server_that_says_nothing_is_given_up() {
 
 #[tokio::test]
 async fn the_first_host_that_will_do() {
-    let server = Server::start("host all,replication all all trust", &[], &[]);
+    let server = Server::start("host all,replication all all trust", &[], &[]).await;
     let check = async |words: &str, expected: Result<bool, Kind>| {
         let words = words.replace("PORT", &server.port.to_string());
         let found = try_both(&target(&format!("user=postgres dbname=postgres {words}"))).await;
@@ -231,7 +233,7 @@ async fn the_first_host_that_will_do() {
 
 #[tokio::test]
 async fn hostile_defaults_do_not_matter() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     for setting in [
         "statement_timeout = '1ms'",
         "idle_session_timeout = '100ms'",
@@ -285,13 +287,13 @@ async fn hostile_defaults_do_not_matter() {
 
 #[tokio::test]
 async fn an_idle_session_hears_of_its_end() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     let session = Session::connect(&server.target(), "walcast/test").await.unwrap();
     let mut replication = Connection::connect(&server.target(), "walcast/test", LEASE).await.unwrap();
     server.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walcast/test'",
     );
-    let closed = tokio::time::timeout(LONG, session.closed()).await.unwrap();
+    let closed = within("the session hears of it", session.closed()).await;
     assert!(matches!(&closed, Closed::Shutdown(code) if code.code() == "57P01"), "{closed:?}");
     let error = replication.query("SELECT 1").await.unwrap_err();
     assert!(matches!(error, ReplicationError::Shutdown(_)), "{error}");
@@ -299,12 +301,12 @@ async fn an_idle_session_hears_of_its_end() {
     let session = Session::connect(&server.target(), "walcast/drop").await.unwrap();
     drop(session);
     let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walcast/drop'";
-    eventually("a dropped session is gone", || server.sql(count) == "0").await;
+    until("a dropped session is gone", async || server.sql(count) == "0").await;
 }
 
 #[tokio::test]
 async fn the_companion_is_one_session_that_comes_back() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     let companion = Companion::new(server.target(), "walcast/companion", 2);
     let mut watch = companion.watch();
     assert_eq!(*watch.borrow(), SessionState::None);
@@ -317,7 +319,7 @@ async fn the_companion_is_one_session_that_comes_back() {
 
     server.sql(&format!("SELECT pg_terminate_backend({first})"));
     let closed = watch.wait_for(|state| matches!(state, SessionState::Closed(Closed::Shutdown(_))));
-    tokio::time::timeout(LONG, closed).await.unwrap().unwrap();
+    within("the session hears of it", closed).await.unwrap();
     assert_ne!(pid(&companion).await, first);
     assert_eq!(*watch.borrow_and_update(), SessionState::Open);
 
@@ -361,7 +363,7 @@ async fn start_stream(target: &Target, lease: Duration) -> Stream {
 /// The content of the next message that was emitted; acknowledges everything on the way.
 async fn next_message(stream: &mut Stream) -> Vec<u8> {
     loop {
-        match tokio::time::timeout(LONG, stream.next()).await.unwrap().unwrap() {
+        match within("a frame", stream.next()).await.unwrap() {
             Frame::Data { body, .. } if body[0] == b'M' => {
                 // Kind, flags, LSN, prefix "t", its end, length.
                 return body[1 + 1 + 8 + 2 + 4..].to_vec();
@@ -377,7 +379,7 @@ fn slots(server: &Server) -> String {
 
 #[tokio::test]
 async fn frames_arrive_in_order_and_acknowledgements_get_through() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     let mut stream = start_stream(&server.target(), LEASE).await;
     server.sql("SELECT pg_logical_emit_message(true, 't', n::text) FROM generate_series(1, 5000) n");
     for number in 1..=5000 {
@@ -394,22 +396,22 @@ async fn frames_arrive_in_order_and_acknowledgements_get_through() {
     stream.ack(1);
     assert_eq!(stream.acknowledged(), wal);
     let behind = format!("SELECT confirmed_flush_lsn - '0/0' < {wal} FROM pg_replication_slots");
-    eventually("the acknowledgement arrived", || server.sql(&behind) == "f").await;
+    until("the acknowledgement arrived", async || server.sql(&behind) == "f").await;
 
     stream.close().await;
-    eventually("the temporary slot is gone", || slots(&server) == "0").await;
+    until("the temporary slot is gone", async || slots(&server) == "0").await;
 }
 
 #[tokio::test]
 async fn a_reader_that_is_behind_is_not_dropped() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     let mut stream = start_stream(&server.target(), Duration::from_secs(1)).await;
     server.sql("SELECT pg_logical_emit_message(true, 't', repeat('x', 100000)) FROM generate_series(1, 500)");
     // Nobody reads; the server goes on hearing from us, well beyond the lease.
     let reply = "SELECT reply_time FROM pg_stat_replication";
     let mut last = server.sql(reply);
     for _ in 0..6 {
-        eventually("another status arrived", || {
+        until("another status arrived", async || {
             let now = server.sql(reply);
             !now.is_empty() && std::mem::replace(&mut last, now.clone()) != now
         })
@@ -423,7 +425,7 @@ async fn a_reader_that_is_behind_is_not_dropped() {
 
 #[tokio::test]
 async fn a_fast_stop_waits_only_for_what_is_unread() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     let mut stream = start_stream(&server.target(), LEASE).await;
     server.sql("SELECT pg_logical_emit_message(true, 't', n::text) FROM generate_series(1, 100) n");
     let stop = tokio::spawn({
@@ -431,7 +433,7 @@ async fn a_fast_stop_waits_only_for_what_is_unread() {
         async move { server.stop().await }
     });
     let ended = loop {
-        match tokio::time::timeout(LONG, stream.next()).await.unwrap() {
+        match within("a frame", stream.next()).await {
             Ok(Frame::Data { wal_end, .. } | Frame::Keepalive { wal_end }) => stream.ack(wal_end),
             Err(error) => break error,
         }
@@ -444,7 +446,7 @@ async fn a_fast_stop_waits_only_for_what_is_unread() {
 
 #[tokio::test]
 async fn ends_have_types() {
-    let server = Server::start("", &[], &[]);
+    let server = Server::start("", &[], &[]).await;
     let mut connection = Connection::connect(&server.target(), "walcast/replication", LEASE).await.unwrap();
     connection
         .query("SELECT pg_create_logical_replication_slot('walcast_test', 'pgoutput', true)")
@@ -459,12 +461,12 @@ async fn ends_have_types() {
     };
     let error = connection.start(&options).await.unwrap_err();
     assert!(matches!(&error, ReplicationError::Server(error) if error.code.code() == "42704"), "{error}");
-    eventually("the temporary slot is gone", || slots(&server) == "0").await;
+    until("the temporary slot is gone", async || slots(&server) == "0").await;
 
     let mut stream = start_stream(&server.target(), LEASE).await;
     server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
     let error = loop {
-        if let Err(error) = tokio::time::timeout(LONG, stream.next()).await.unwrap() {
+        if let Err(error) = within("a frame", stream.next()).await {
             break error;
         }
     };
@@ -473,7 +475,7 @@ async fn ends_have_types() {
 
 #[tokio::test]
 async fn a_link_that_fell_silent_is_noticed() {
-    let server = tls_server("host all,replication all all trust");
+    let server = tls_server("host all,replication all all trust").await;
     let proxy = Proxy::start(server.port).await;
     let ca = server.directory.join("ca.crt");
     let words = |ca: &Path| {
@@ -489,11 +491,11 @@ async fn a_link_that_fell_silent_is_noticed() {
     assert_eq!(next_message(&mut stream).await, b"hello");
     proxy.blackhole();
     let error = loop {
-        if let Err(error) = tokio::time::timeout(LONG, stream.next()).await.unwrap() {
+        if let Err(error) = within("a frame", stream.next()).await {
             break error;
         }
     };
     assert!(matches!(error, ReplicationError::Silent(silence) if silence == lease / 2), "{error}");
     // The server drops the silent side by itself, and with it the slot.
-    eventually("the temporary slot is gone", || slots(&server) == "0").await;
+    until("the temporary slot is gone", async || slots(&server) == "0").await;
 }

@@ -30,8 +30,7 @@ async fn a_broker_without_a_server_is_live_but_not_ready() {
 #[tokio::test]
 async fn a_broker_is_not_ready_before_it_knows_all_values() {
     let name = "readiness_seeding";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     let rule = "[[table]]\nname = 'public.t'\ntopic = 't/{id}'\nstate = true";
     let config =
         prepare(&url, name, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", rule).await;

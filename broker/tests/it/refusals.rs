@@ -1,13 +1,11 @@
 //! What a wrong configuration and a server that does not fit get from the command: one line that names the
 //! thing, the cause and the remedy, and an exit code.
 
-use walcast::throwaway::{Options, StopMode, Throwaway};
-
 use crate::broker::{run as sql, within};
 use crate::plain::get;
-use crate::process::{Ended, Running, Serving, file, run, settings, walcast};
-use crate::server;
-use crate::support::Server;
+use crate::process::{Ended, Running, file, run, walcast};
+use crate::server::{self, Server};
+use crate::serving::{Process, settings};
 
 const NOWHERE: &str = "postgres://nobody@127.0.0.1:1/none";
 const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
@@ -17,6 +15,13 @@ async fn serve(file: &str) -> Ended {
     run(&["serve", "--config", file, ANY_PORT[0], ANY_PORT[1]]).await
 }
 
+/// `walcast serve`, which is to turn ready, and then told to end.
+async fn works(file: &str) -> Ended {
+    let broker = Process::on(file).await;
+    broker.ready().await;
+    broker.stop().await
+}
+
 async fn setup(file: &str, more: &[&str]) -> Ended {
     run(&[&["setup", "--config", file], more].concat()).await
 }
@@ -24,7 +29,7 @@ async fn setup(file: &str, more: &[&str]) -> Ended {
 #[tokio::test]
 async fn a_file_that_is_wrong_ends_with_64() {
     let check = async |rest: &str, expected: &[&str]| {
-        let path = file("refusals-file", &settings(NOWHERE, "refusals", rest));
+        let path = file("refusals-file", &settings(NOWHERE, "refusals", rest, ""));
         let expected: Vec<&str> = expected.iter().copied().chain([path.as_str()]).collect();
         run(&["serve", "--config", &path]).await.failed(64, &expected);
         setup(&path, &[]).await.failed(64, &expected);
@@ -57,13 +62,13 @@ async fn a_file_that_is_wrong_ends_with_64() {
 async fn listening_beyond_loopback_is_said() {
     let path = file(
         "refusals-insecure",
-        &settings(NOWHERE, "refusals", "[http]\ninsecure = true\nlisten = '0.0.0.0:0'"),
+        &settings(NOWHERE, "refusals", "", "[http]\ninsecure = true\nlisten = '0.0.0.0:0'"),
     );
     let mut command = walcast(&["serve", "--config", &path, ANY_PORT[1]]);
     command.env("WALCAST_LOG", "warn");
     let mut process = Running::start(command);
     process.until("everybody who reaches 0.0.0.0:").await;
-    process.signal("TERM").await;
+    process.signal("TERM");
     process.end().await.succeeded();
 }
 
@@ -102,7 +107,7 @@ async fn rules_that_do_not_fit_end_with_64_before_the_stream_starts() {
     let url = server::url(name).await;
     let path = |table: &str, topic: &str| {
         let rule = format!("[[table]]\nname = '{table}'\ntopic = '{topic}'\n");
-        file("refusals-rules", &settings(&url, name, &rule))
+        file("refusals-rules", &settings(&url, name, "", &rule))
     };
     let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'refusals_rules%'";
     for (table, topic, expected) in rules {
@@ -114,7 +119,7 @@ async fn rules_that_do_not_fit_end_with_64_before_the_stream_starts() {
     }
     assert_eq!(admin.query_one(slots, &[]).await.unwrap().get::<_, i64>(0), 0);
     // Against what somebody published by hand.
-    setup(&file("refusals-empty", &settings(&url, name, "")), &[]).await.succeeded();
+    setup(&file("refusals-empty", &settings(&url, name, "", "")), &[]).await.succeeded();
     sql(&admin, "ALTER PUBLICATION refusals_rules ADD TABLE vms, keyless, nothing, parent").await;
     for (table, topic, expected) in rules {
         let path = path(table, topic);
@@ -134,7 +139,7 @@ async fn what_is_missing_in_the_database_is_named() {
     server::create(name).await;
     let admin = server::connect(name, "postgres").await;
     let url = server::url(name).await;
-    let path = file("refusals-missing", &settings(&url, name, ""));
+    let path = file("refusals-missing", &settings(&url, name, "", ""));
     serve(&path)
         .await
         .failed(69, &["database refusals_missing has no schema walcast", "run `walcast setup`"]);
@@ -165,7 +170,7 @@ async fn what_is_missing_in_the_database_is_named() {
     sql(&admin, "SELECT pg_drop_replication_slot('refusals_missing')").await;
 
     let absent =
-        file("refusals-absent", &settings(&url.replace("refusals_missing", "refusals_absent"), name, ""));
+        file("refusals-absent", &settings(&url.replace("refusals_missing", "refusals_absent"), name, "", ""));
     for ended in [serve(&absent).await, setup(&absent, &[]).await] {
         ended.failed(69, &["refusals_absent", "does not exist", "create it, or correct dbname"]);
     }
@@ -182,10 +187,10 @@ async fn roles_that_may_not_are_told_what_to_grant() {
     sql(&admin, schema).await;
     let url = server::url(name).await;
     let rule = "[[table]]\nname = 'public.vms'\ntopic = 'vm/{id}'\nstate = true\n";
-    let own = file("refusals-roles", &settings(&url, name, rule));
+    let own = file("refusals-roles", &settings(&url, name, "", rule));
     let path = |role: &str| {
         let url = url.replace("postgres@", &format!("{role}@"));
-        file(&format!("refusals-roles-{role}"), &settings(&url, name, rule))
+        file(&format!("refusals-roles-{role}"), &settings(&url, name, "", rule))
     };
     let (login, sender) = (path("refusals_login"), path("refusals_sender"));
     let ended = setup(&own, &["--broker-role", "refusals_login"]).await;
@@ -200,22 +205,22 @@ async fn roles_that_may_not_are_told_what_to_grant() {
     serve(&sender).await.failed(69, &["public.vms", "row-level security", "run:"]);
     // What is told to do helps.
     sql(&admin, "ALTER ROLE refusals_sender BYPASSRLS").await;
-    Serving::start(&sender, "info").await.ready().await.stop().await.succeeded();
+    works(&sender).await.succeeded();
     // Rights are tried, not read: a superuser may replicate although its flag says no, as on managed services.
     let flags = "SELECT rolreplication FROM pg_roles WHERE rolname = 'refusals_super'";
     assert!(!admin.query_one(flags, &[]).await.unwrap().get::<_, bool>(0));
     let superuser = path("refusals_super");
     setup(&superuser, &[]).await.succeeded();
-    Serving::start(&superuser, "info").await.ready().await.stop().await.succeeded();
+    works(&superuser).await.succeeded();
     sql(&admin, "SELECT pg_drop_replication_slot('refusals_roles')").await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_not_fit_says_what_to_change() {
-    let start = || Server::start("", &[], &[("wal_level", "replica"), ("max_slot_wal_keep_size", "-1")]);
-    let server = tokio::task::spawn_blocking(start).await.unwrap();
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", server.port);
-    let path = file("refusals-server", &settings(&url, "refusals", ""));
+    let server = Server::tuned(&[]).await;
+    server.change(&[("wal_level", "replica"), ("max_slot_wal_keep_size", "-1")]).await;
+    let url = server.url("postgres");
+    let path = file("refusals-server", &settings(&url, "refusals", "", ""));
     serve(&path)
         .await
         .failed(69, &["wal_level is `replica`", "ALTER SYSTEM SET wal_level = logical", "restart"]);
@@ -234,13 +239,13 @@ async fn a_server_that_is_not_fit_says_what_to_change() {
 #[tokio::test]
 async fn passwords_are_asked_for_and_never_told() {
     let hba = "host all,replication guest 127.0.0.1/32 scram-sha-256";
-    let server = tokio::task::spawn_blocking(move || Server::start(hba, &[], &[])).await.unwrap();
+    let server = Server::start(hba, &[], &[]).await;
     server.sql("CREATE ROLE guest LOGIN REPLICATION PASSWORD 'swordfish-right'");
     let url = |password: &str| format!("postgres://guest{password}@127.0.0.1:{}/postgres", server.port);
-    let admin = settings(&url("").replace("guest", "postgres"), "refusals", "");
+    let admin = settings(&url("").replace("guest", "postgres"), "refusals", "", "");
     setup(&file("refusals-password", &admin), &["--broker-role", "guest"]).await.succeeded();
     let path = |password: &str| {
-        file("refusals-password", &settings(&url(password), "refusals", "[log]\nlevel = 'trace'"))
+        file("refusals-password", &settings(&url(password), "refusals", "", "[log]\nlevel = 'trace'"))
     };
     let silent = |ended: &Ended| {
         assert!(!ended.err.contains("swordfish") && !ended.out.contains("swordfish"), "{ended:?}");
@@ -252,7 +257,7 @@ async fn passwords_are_asked_for_and_never_told() {
     let wrong = setup(&path(":swordfish-wrong"), &[]).await;
     wrong.failed(69, &["password authentication failed"]);
     silent(&wrong);
-    let right = Serving::start(&path(":swordfish-right"), "trace").await.ready().await.stop().await;
+    let right = works(&path(":swordfish-right")).await;
     right.succeeded();
     assert!(right.err.contains("TRACE"), "tracing was off");
     silent(&right);
@@ -264,7 +269,7 @@ async fn passwords_are_asked_for_and_never_told() {
     ] {
         let ended = serve(&file(
             "refusals-password",
-            &settings("", "refusals", "").replace("''", &format!("\"{bad}\"")),
+            &settings("", "refusals", "", "").replace("''", &format!("\"{bad}\"")),
         ))
         .await;
         ended.failed(64, &["refusals-password.toml: postgres.url: ", "postgresql://user@host"]);
@@ -280,18 +285,16 @@ async fn passwords_are_asked_for_and_never_told() {
 
 #[tokio::test]
 async fn a_server_that_comes_late_is_waited_for() {
-    let start = || Throwaway::start(&Options::for_tests()).unwrap();
-    let server = std::sync::Arc::new(tokio::task::spawn_blocking(start).await.unwrap());
-    let path = file("refusals-late", &settings(&server.url("postgres"), "refusals", ""));
+    let server = Server::tuned(&[]).await;
+    let path = file("refusals-late", &settings(&server.url("postgres"), "refusals", "", ""));
     setup(&path, &[]).await.succeeded();
-    let stopping = std::sync::Arc::clone(&server);
-    tokio::task::spawn_blocking(move || stopping.stop(StopMode::Fast).unwrap()).await.unwrap();
+    server.stop().await;
     // A command that does its work and ends does not wait.
     setup(&path, &[]).await.failed(69, &["cannot connect", "check that it runs"]);
-    let mut serving = Serving::start(&path, "info").await;
-    serving.process.until("waiting for Postgres").await;
+    let mut serving = Process::on(&path).await;
+    serving.said("waiting for Postgres").await;
     // It tries again and again, also where something else answers.
-    let impostor = tokio::net::TcpListener::bind(("127.0.0.1", server.port())).await.unwrap();
+    let impostor = tokio::net::TcpListener::bind(("127.0.0.1", server.port)).await.unwrap();
     for _ in 0..3 {
         drop(within("another try", impostor.accept()).await.unwrap());
     }
@@ -302,10 +305,9 @@ async fn a_server_that_comes_late_is_waited_for() {
     assert!(body.contains("cannot connect to Postgres"), "{body}");
     let (status, body) = get(&serving.http, "/v1/events?topic=a").await;
     assert!(status == 503 && body.contains("\"unavailable\""), "{status} {body}");
-    let starting = std::sync::Arc::clone(&server);
-    tokio::task::spawn_blocking(move || starting.start_again().unwrap()).await.unwrap();
-    let ended = serving.ready().await.stop().await;
+    server.start_again().await;
+    serving.ready().await;
+    let ended = serving.stop().await;
     ended.succeeded();
     assert_eq!(ended.err.matches("waiting for Postgres").count(), 1, "{ended:?}");
-    tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
 }

@@ -25,12 +25,11 @@ async fn state(process: &Process, topic: &str) -> u16 {
 #[tokio::test]
 async fn rules_are_read_again() {
     let name = "reload_rules";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     prepare(&url, name, TABLES, &format!("{A}{B}")).await;
     let sql = connect(&url).await;
     run(&sql, "INSERT INTO b SELECT n, 'old' FROM generate_series(1, 3000) n").await;
-    let text = |rules: &str| serving::file(&url, name, "lease = '1s'", rules);
+    let text = |rules: &str| serving::settings(&url, name, "lease = '1s'", rules);
     let process = Process::start(name, &text(A)).await;
     process.ready().await;
     let mut now = EventsRequest::new(patterns(&["**"])).after(After::Now);
@@ -151,8 +150,7 @@ async fn values_that_could_not_be_read_are_read_later() {
 #[tokio::test]
 async fn a_table_that_may_not_be_read_stops_nobody_else() {
     let name = "reload_denied";
-    server::create(name).await;
-    let url = server::url(name).await;
+    let url = server::create(name).await;
     let config = prepare(&url, name, TABLES, &format!("{A}{B}")).await;
     let sql = connect(&url).await;
     run(

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use crate::broker::{connect, run, until, value_of};
+use crate::broker::{LIMIT, connect, run, until, value_of};
 use crate::crowd::{Crowd, RULE, Size, publish};
 use crate::judge::{Law, summary};
+use crate::server::Server;
 use crate::serving::{self, Process};
-use crate::support::{LONG, Server};
 
 const CROWD: Size = Size { writers: 2, followers: 6, pause: Duration::from_millis(20) };
 /// Nobody answers, so a commit that waits for standbys is in the log and stays invisible.
@@ -29,7 +29,7 @@ impl<'a> Trial<'a> {
     async fn new(server: &'a Server, scene: &str, fault: &'a str) -> Self {
         let name = format!("sabotage_{scene}");
         let crowd = Crowd::prepare(&server.create_database(&name).await, &name).await;
-        let text = serving::file(&crowd.url, &name, "", RULE);
+        let text = serving::settings(&crowd.url, &name, "", RULE);
         let broker = Process::start_as(&name, &text, &[], &[("WALCAST_SABOTAGE", fault)]).await;
         broker.ready().await;
         crowd.at(&broker.client);
@@ -51,7 +51,7 @@ impl<'a> Trial<'a> {
 
     /// What the judge says, if anything is wrong by this law.
     async fn verdict(self, law: Law) -> bool {
-        let patience = if self.fault.is_empty() { LONG } else { PATIENCE };
+        let patience = if self.fault.is_empty() { LIMIT } else { PATIENCE };
         let violations = self.crowd.judged(patience, false).await;
         println!("{} {:?}: {}", self.name, self.fault, summary(&violations));
         let caught = violations.iter().any(|violation| violation.law == law);

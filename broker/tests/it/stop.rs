@@ -19,7 +19,7 @@ use walcast::source::wal::{Delivery, Wal};
 use walcast_client::Transport;
 
 use crate::broker::{Broker, Follower, connect, prepare, run, until, value_of, within};
-use crate::support::Server;
+use crate::server::Server;
 
 const LOG: &str = "CREATE TABLE log (writer int, n int, PRIMARY KEY (writer, n))";
 const RULE: &str = "[[table]]\nname = 'public.log'\ntopic = 'log/{writer}'";

@@ -12,8 +12,9 @@ use walcast::hub;
 use walcast::transport::Config;
 use walcast_wire::{Cursor, Epoch, Position, ServerFrame};
 
-use crate::edge::{EPOCH, Edge, message, soon};
+use crate::edge::{EPOCH, Edge, message};
 use crate::plain::Plain;
+use crate::wait::within;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -41,7 +42,7 @@ impl Sse {
                 return Some(block);
             }
             let mut buf = [0; 4096];
-            let read = soon(self.stream.read(&mut buf)).await.unwrap();
+            let read = within("more of the stream", self.stream.read(&mut buf)).await.unwrap();
             if read == 0 {
                 return None;
             }
@@ -159,7 +160,7 @@ impl Ws {
     /// The next frame, as its name and content.
     async fn frame(&mut self) -> (String, Value) {
         loop {
-            match soon(self.0.next()).await.unwrap().unwrap() {
+            match within("a frame", self.0.next()).await.unwrap().unwrap() {
                 Message::Text(text) => {
                     let _: ServerFrame<Value> = serde_json::from_str(&text).unwrap();
                     let frame: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
@@ -184,7 +185,7 @@ impl Ws {
     /// Up to and with the closing frame.
     async fn close(&mut self) -> CloseFrame {
         loop {
-            let message = soon(self.0.next()).await.expect("ended without a close").unwrap();
+            let message = within("a frame", self.0.next()).await.expect("ended without a close").unwrap();
             if let Message::Close(frame) = message {
                 return frame.unwrap();
             }
@@ -303,7 +304,7 @@ async fn a_websocket_that_answers_pings_stays() {
     ws.expect("subscribed").await;
     let mut pings = 0;
     while pings < 3 {
-        match soon(ws.0.next()).await.unwrap().unwrap() {
+        match within("a frame", ws.0.next()).await.unwrap().unwrap() {
             Message::Ping(_) => pings += 1,
             Message::Text(_) => {}
             other => panic!("{other:?}"),
@@ -334,5 +335,5 @@ async fn drain_says_goodbye_to_streams() {
     assert_eq!(u16::from(close.code), 1001);
     assert!(close.reason.starts_with("retry="), "{}", close.reason);
     drop((sse, ws));
-    soon(edge.served).await.unwrap();
+    within("it ends", edge.served).await.unwrap();
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, until, value_of};
-use crate::support::Server;
+use crate::server::Server;
 
 const RETAINED: &str = "SELECT (pg_current_wal_lsn() - min(restart_lsn))::int8 FROM pg_replication_slots";
 

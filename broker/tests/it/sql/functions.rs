@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use walcast::cli::setup::SetupOptions;
 use walcast_wire::{Topic, TopicError, encode_segment};
 
-use super::server::{ADMIN, Server};
+use crate::server::{ADMIN, Server};
 
 /// A message as the floor slot shows it: prefix and content.
 pub(super) type Message = (String, String);
@@ -27,7 +27,7 @@ fn parse_message(record: &[u8]) -> Option<Message> {
 }
 
 async fn started() -> (Server, Client) {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     server.set_up(&SetupOptions::default()).await.unwrap();
     let client = server.admin().await;
     (server, client)
@@ -216,7 +216,7 @@ async fn bad_arguments_raise() {
 
 #[tokio::test]
 async fn rights() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     let roles = "CREATE ROLE app LOGIN; CREATE ROLE other LOGIN; CREATE ROLE broker LOGIN REPLICATION;
         ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO other; ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO other";
@@ -254,7 +254,7 @@ async fn rights() {
 
 #[tokio::test]
 async fn a_search_path_redirects_nothing() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     admin.batch_execute("CREATE ROLE app LOGIN; GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
     let options = SetupOptions { publishers: vec!["app".into()], ..SetupOptions::default() };

@@ -7,7 +7,7 @@ use walcast::cli::setup::{
     Audience, PublishedTable, SetupArgs, SetupError, SetupOptions, run, setup as set_up,
 };
 
-use super::server::{ADMIN, Server};
+use crate::server::{ADMIN, Server};
 
 pub(super) fn table(name: &str, columns: Option<&[&str]>) -> PublishedTable {
     let (schema, name) = name.split_once('.').unwrap();
@@ -34,7 +34,7 @@ async fn published(client: &Client) -> String {
 
 #[tokio::test]
 async fn a_second_run_finds_nothing_to_do() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     let schema = "CREATE TABLE a (id int PRIMARY KEY, x text); CREATE SCHEMA \"App\";
         CREATE TABLE \"App\".\"B b\" (id int, x text); ALTER TABLE \"App\".\"B b\" REPLICA IDENTITY FULL;
@@ -71,7 +71,7 @@ async fn a_second_run_finds_nothing_to_do() {
 
 #[tokio::test]
 async fn the_publication_follows_the_rules() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     let tables = "CREATE TABLE a (id int PRIMARY KEY, x text); CREATE TABLE b (id int PRIMARY KEY, x text);
         CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);
@@ -97,7 +97,7 @@ async fn the_publication_follows_the_rules() {
 
 #[tokio::test]
 async fn rules_that_would_harm_are_refused() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     let tables = "CREATE TABLE keyless (x int); CREATE TABLE good (id int PRIMARY KEY, x int, y int);
         CREATE TABLE wide (id int PRIMARY KEY, x int); ALTER TABLE wide REPLICA IDENTITY FULL;
@@ -140,7 +140,7 @@ async fn rules_that_would_harm_are_refused() {
 
 #[tokio::test]
 async fn a_server_that_cannot_carry_a_broker_is_refused() {
-    let server = Server::start(&[
+    let server = Server::tuned(&[
         ("wal_level", "replica"),
         ("max_slot_wal_keep_size", "-1"),
         ("max_replication_slots", "1"),
@@ -155,8 +155,10 @@ async fn a_server_that_cannot_carry_a_broker_is_refused() {
     check(&options(&[]), &["wal_level", "max_slot_wal_keep_size", "max_replication_slots"]).await;
     let accepting = SetupOptions { accept_unbounded_wal: true, ..options(&[]) };
     check(&accepting, &["wal_level", "max_replication_slots"]).await;
-    let created =
-        server.program("createdb", ADMIN).args(["-E", "LATIN1", "-T", "template0", "latin"]).status();
+    let created = server
+        .program("createdb", ADMIN, "postgres")
+        .args(["-E", "LATIN1", "-T", "template0", "latin"])
+        .status();
     assert!(created.unwrap().success());
     let mut client = server.connect("latin", ADMIN, "test").await;
     let error = set_up(&mut client, &accepting).await.unwrap_err().to_string();
@@ -165,7 +167,7 @@ async fn a_server_that_cannot_carry_a_broker_is_refused() {
 
 #[tokio::test]
 async fn roles_that_may_not_are_told_who_may() {
-    let server = Server::start(&[("max_slot_wal_keep_size", "-1")]).await;
+    let server = Server::tuned(&[("max_slot_wal_keep_size", "-1")]).await;
     let admin = server.admin().await;
     let roles =
         "CREATE ROLE owner LOGIN; GRANT CREATE ON DATABASE postgres TO owner; CREATE ROLE nobody LOGIN;
@@ -198,7 +200,7 @@ async fn roles_that_may_not_are_told_who_may() {
 
 #[tokio::test]
 async fn an_open_transaction_in_the_way_is_named() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let mut other = server.connect_as(ADMIN, "forgotten").await;
     let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
     let transaction = other.transaction().await.unwrap();
@@ -215,7 +217,7 @@ async fn an_open_transaction_in_the_way_is_named() {
 
 #[tokio::test]
 async fn a_lost_slot_begins_a_new_generation() {
-    let server = Server::start(&[("max_slot_wal_keep_size", "1MB"), ("max_wal_size", "32MB")]).await;
+    let server = Server::tuned(&[("max_slot_wal_keep_size", "1MB"), ("max_wal_size", "32MB")]).await;
     server.set_up(&options(&[])).await.unwrap();
     let admin = server.admin().await;
     let generation = "SELECT generation::text FROM walcast.source";
@@ -233,7 +235,7 @@ async fn a_lost_slot_begins_a_new_generation() {
 
 #[tokio::test]
 async fn a_slot_of_somebody_else_is_left_alone() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     admin.batch_execute("SELECT pg_create_physical_replication_slot('walcast')").await.unwrap();
     let error = server.set_up(&options(&[])).await.unwrap_err();
@@ -249,7 +251,7 @@ async fn printed(audience: Audience, options: &SetupOptions, client: Option<&mut
 
 #[tokio::test]
 async fn printed_statements_run_as_they_are() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     let schema = "CREATE ROLE owner LOGIN; GRANT CREATE ON DATABASE postgres TO owner; CREATE ROLE \"the broker\" LOGIN;
         CREATE ROLE app; CREATE TABLE vms (id int PRIMARY KEY); ALTER TABLE vms OWNER TO owner";
@@ -261,7 +263,7 @@ async fn printed_statements_run_as_they_are() {
     };
     let by = [(Audience::Dba, ADMIN), (Audience::Owner, "owner"), (Audience::Broker, "the broker")];
     for (audience, role) in by {
-        server.psql(role, &printed(audience, &options, None).await);
+        server.script(role, "postgres", &printed(audience, &options, None).await);
     }
     let mut broker = server.connect_as("the broker", "test").await;
     let report = set_up(&mut broker, &options).await.unwrap();
@@ -274,7 +276,7 @@ async fn printed_statements_run_as_they_are() {
 
 #[tokio::test]
 async fn the_report_is_text_or_json() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let mut client = server.admin().await;
     let mut told = async |json| {
         let mut out = Vec::new();

@@ -7,15 +7,15 @@ use tokio_postgres::Client;
 use walcast::cli::setup::{SetupError, SetupOptions};
 use walcast::cli::teardown::{TeardownOptions, teardown};
 
-use super::server::{ADMIN, Server};
 use super::setup::table;
+use crate::server::{ADMIN, Server};
 
 /// A process that streams from a slot, as a broker does, and connects again when it is cut off.
 struct Streaming(Child);
 
 impl Streaming {
     async fn start(server: &Server, slot: &str, application: &str) -> Self {
-        let mut command = server.program("pg_recvlogical", ADMIN);
+        let mut command = server.program("pg_recvlogical", ADMIN, "postgres");
         command.args([
             "-d",
             &format!("dbname=postgres application_name={application}"),
@@ -55,7 +55,7 @@ const PATIENT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn the_database_is_as_it_was() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
     let schema = "CREATE ROLE owner; CREATE ROLE app; CREATE ROLE broker REPLICATION; CREATE ROLE gone;
         CREATE TABLE vms (id int PRIMARY KEY); ALTER TABLE vms OWNER TO owner; GRANT SELECT ON vms TO app;
@@ -64,7 +64,7 @@ async fn the_database_is_as_it_was() {
             $$ BEGIN PERFORM walcast.publish('vm', to_jsonb(NEW)); RETURN NULL; END $$;
         CREATE TRIGGER tell AFTER INSERT ON vms FOR EACH ROW EXECUTE FUNCTION tell()";
     admin.batch_execute(schema).await.unwrap();
-    let before = server.dump();
+    let before = server.dump("postgres");
     let mut options = SetupOptions {
         broker_role: Some("broker".into()),
         publishers: vec!["app".into(), "gone".into()],
@@ -72,7 +72,7 @@ async fn the_database_is_as_it_was() {
         ..SetupOptions::default()
     };
     server.set_up(&options).await.unwrap();
-    let with_schema = server.dump();
+    let with_schema = server.dump("postgres");
     assert!(
         with_schema.contains("CREATE PUBLICATION walcast")
             && with_schema.contains("GRANT USAGE ON SCHEMA app")
@@ -84,7 +84,7 @@ async fn the_database_is_as_it_was() {
     admin.batch_execute("DROP OWNED BY gone; DROP ROLE gone; INSERT INTO vms VALUES (1)").await.unwrap();
 
     assert!(!tear_down(&server, PATIENT).await.unwrap().is_empty());
-    assert_eq!(server.dump(), before);
+    assert_eq!(server.dump("postgres"), before);
     assert_eq!(slots(&admin).await, 0);
     assert_eq!(tear_down(&server, PATIENT).await.unwrap(), Vec::<String>::new());
     // And up again.
@@ -93,12 +93,12 @@ async fn the_database_is_as_it_was() {
     admin.batch_execute("DROP TABLE app.dropped").await.unwrap();
     tear_down(&server, PATIENT).await.unwrap();
     admin.batch_execute("CREATE TABLE app.dropped (id int PRIMARY KEY)").await.unwrap();
-    assert_eq!(server.dump(), before);
+    assert_eq!(server.dump("postgres"), before);
 }
 
 #[tokio::test]
 async fn brokers_that_run_are_cut_off() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     server.set_up(&SetupOptions::default()).await.unwrap();
     let admin = server.admin().await;
     let copy = "SELECT pg_copy_logical_replication_slot('walcast', 'walcast_live', false)";
@@ -124,7 +124,7 @@ async fn brokers_that_run_are_cut_off() {
 
 #[tokio::test]
 async fn sessions_of_others_are_left_alone() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     server.set_up(&SetupOptions::default()).await.unwrap();
     let _stranger = Streaming::start(&server, "walcast", "stranger").await;
     let error = tear_down(&server, PATIENT).await.unwrap_err();
@@ -136,7 +136,7 @@ async fn sessions_of_others_are_left_alone() {
 
 #[tokio::test]
 async fn what_the_application_built_on_it_is_not_dropped() {
-    let server = Server::start(&[]).await;
+    let server = Server::tuned(&[]).await;
     server.set_up(&SetupOptions::default()).await.unwrap();
     let admin = server.admin().await;
     admin.batch_execute("CREATE VIEW topics AS SELECT walcast.encode_segment('a b') AS topic").await.unwrap();

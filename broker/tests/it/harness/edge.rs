@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -18,27 +18,8 @@ use walcast::listen;
 use walcast::transport::{self, Config, PublishError, Published, Publisher};
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
-use crate::plain::Plain;
-
-/// Far above what anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Waits until `condition` holds.
-#[track_caller]
-pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
-    let caller = std::panic::Location::caller();
-    async move {
-        let started = Instant::now();
-        while !condition() {
-            assert!(started.elapsed() < PATIENCE, "never came true: {caller}");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
-
-pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("took too long")
-}
+use super::plain::Plain;
+use super::wait::until;
 
 /// Takes messages instead of Postgres. What it does is told by the topic.
 #[derive(Debug, Default)]
@@ -148,7 +129,7 @@ impl Edge {
 
     /// Until this many subscriptions exist.
     pub(crate) async fn until_waiting(&self, count: usize) {
-        eventually(|| self.waiting() == count).await;
+        until("subscriptions", async || self.waiting() == count).await;
     }
 }
 

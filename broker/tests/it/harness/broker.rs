@@ -8,34 +8,15 @@ use tokio_postgres::Client as Sql;
 use walcast::cli::local;
 use walcast::config::Config;
 use walcast::node::{Node, NodeError};
-use walcast_client::wire::{Event, TopicPattern};
-use walcast_client::{After, Client, EventsRequest, Message, Stream, Transport};
+use walcast_client::wire::Event;
+use walcast_client::{After, Client, EventsRequest, Transport};
 
-use crate::plain::Plain;
-use crate::server;
-use crate::support::Server;
+use super::plain::Plain;
+use super::server::{self, Server};
 
-/// Longer than anything takes that works.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
-
-/// Waits for `what`, named for the one who reads the failure.
-pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(LIMIT, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("not within {LIMIT:?}: {what}"),
-    }
-}
-
-/// Polls until `condition` holds.
-pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    within(what, async {
-        let mut tick = tokio::time::interval(Duration::from_millis(10));
-        while !condition().await {
-            tick.tick().await;
-        }
-    })
-    .await;
-}
+// What most tests of a broker need besides.
+pub(crate) use super::follow::{Follower, MARK, line, patterns, value};
+pub(crate) use super::wait::{LIMIT, until, within};
 
 /// A running broker.
 pub(crate) struct Broker {
@@ -63,8 +44,7 @@ impl Broker {
         rules: &str,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        server::create(name).await;
-        Self::start_on(&server::url(name).await, name, ddl, rules, change).await
+        Self::start_on(&server::create(name).await, name, ddl, rules, change).await
     }
 
     /// The same in a new database of this server.
@@ -110,12 +90,13 @@ impl Broker {
 
     /// Waits until it is ready.
     pub(crate) async fn ready(&self) {
-        let ready = tokio::time::timeout(LIMIT, async {
+        let ready = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(10));
             while !self.node().ready() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tick.tick().await;
             }
-        });
-        if ready.await.is_err() {
+        };
+        if tokio::time::timeout(LIMIT, ready).await.is_err() {
             panic!("{} is not ready: {}", self.name, self.node().problems());
         }
     }
@@ -218,53 +199,6 @@ impl Broker {
     pub(crate) async fn rest_lines(&self, follower: &mut Follower) -> Vec<String> {
         self.rest(follower).await.iter().map(line).collect()
     }
-}
-
-/// The topic of marks.
-pub(crate) const MARK: &str = "test/mark";
-
-/// A stream of events.
-pub(crate) struct Follower(pub(crate) Stream);
-
-impl Follower {
-    /// The next event.
-    #[track_caller]
-    pub(crate) fn next(&mut self) -> impl Future<Output = Event<Value>> {
-        let at = std::panic::Location::caller();
-        async move {
-            loop {
-                match within(&format!("an event for {at}"), self.0.next()).await {
-                    Ok(Some(Message::Event(event))) => return value(&event),
-                    Ok(Some(Message::Subscribed { .. })) => {}
-                    other => panic!("{at}: no event but {other:?}"),
-                }
-            }
-        }
-    }
-
-    /// The next `n` events, as `topic op data`.
-    pub(crate) async fn lines(&mut self, n: usize) -> Vec<String> {
-        let mut lines = Vec::with_capacity(n);
-        for _ in 0..n {
-            lines.push(line(&self.next().await));
-        }
-        lines
-    }
-}
-
-/// `topic op data`.
-pub(crate) fn line(event: &Event<Value>) -> String {
-    format!("{} {} {}", event.topic, event.op.as_str(), event.data)
-}
-
-/// The event with its data parsed.
-pub(crate) fn value(event: &Event<walcast_client::Data>) -> Event<Value> {
-    serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()
-}
-
-/// Topics as patterns.
-pub(crate) fn patterns(topics: &[&str]) -> Vec<TopicPattern> {
-    topics.iter().map(|topic| topic.parse().unwrap()).collect()
 }
 
 /// The configuration of a test's broker: slot and publication named after it, ports free ones.

@@ -9,8 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use crate::broker::{until, within};
-use crate::plain::get;
+use super::wait::{LIMIT, until, within};
 
 /// The command, with nothing of this process's settings.
 pub(crate) fn walcast(args: &[&str]) -> Command {
@@ -30,11 +29,6 @@ pub(crate) fn file(name: &str, text: &str) -> String {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
-}
-
-/// As a user writes it, with slot and publication named after the test; `rest` goes below.
-pub(crate) fn settings(url: &str, name: &str, rest: &str) -> String {
-    format!("postgres.url = '{url}'\n[source]\nslot = '{name}'\npublication = '{name}'\n{rest}")
 }
 
 /// A process that ended.
@@ -121,15 +115,15 @@ impl Running {
         self.child.id().unwrap()
     }
 
-    /// Sends a signal, named as for `kill`.
-    pub(crate) async fn signal(&self, name: &str) {
+    /// Sends a signal, named as for `kill`, to this process alone.
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
-        assert!(Command::new("kill").args([format!("-{name}"), pid]).status().await.unwrap().success());
+        assert!(std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// Waits for its end.
     pub(crate) async fn end(mut self) -> Ended {
-        let ended = tokio::time::timeout(crate::broker::LIMIT, self.child.wait()).await;
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
         let Ok(status) = ended else { panic!("it runs on: {}", self.said()) };
         for reader in self.readers.drain(..) {
             within("its outputs close", reader).await.unwrap();
@@ -157,57 +151,4 @@ pub(crate) async fn shell(line: &str) -> Ended {
     let mut command = Command::new("sh");
     command.args(["-c", line]).stdin(Stdio::null()).kill_on_drop(true);
     Running::start(command).end().await
-}
-
-/// `walcast serve` on free ports.
-pub(crate) struct Serving {
-    pub(crate) process: Running,
-    pub(crate) http: String,
-    pub(crate) admin: String,
-}
-
-impl Serving {
-    /// Starts it with this configuration file, and waits until it listens.
-    pub(crate) async fn start(file: &str, level: &str) -> Self {
-        let mut process = Running::start(walcast(&[
-            "serve",
-            "--config",
-            file,
-            "--listen=127.0.0.1:0",
-            "--admin-listen=127.0.0.1:0",
-            "--log-level",
-            level,
-        ]));
-        process.until("listening http=").await;
-        let address = |key: &str| {
-            let said = process.said();
-            let (_, rest) = said.split_once(key).unwrap();
-            rest.split_whitespace().next().unwrap().to_owned()
-        };
-        let (http, admin) = (address("listening http="), address(" admin="));
-        Self { process, http, admin }
-    }
-
-    /// Waits until it is ready.
-    pub(crate) async fn ready(self) -> Self {
-        let Self { mut process, http, admin } = self;
-        until("ready", async || {
-            if let Some(status) = process.child.try_wait().unwrap() {
-                panic!("{status}: {}", process.said());
-            }
-            get(&admin, "/readyz").await.0 == 200
-        })
-        .await;
-        Self { process, http, admin }
-    }
-
-    /// Drains it.
-    pub(crate) async fn stop(self) -> Ended {
-        self.process.signal("TERM").await;
-        self.process.end().await
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.http)
-    }
 }

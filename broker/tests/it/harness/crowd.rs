@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use walcast_client::wire::{Cursor, Position, ProblemCode, Topic};
 use walcast_client::{After, Client, EventsRequest, Message, Subscription, Transport};
 
-use crate::broker::{LIMIT, connect, patterns, prepare, run, value, within};
+use super::broker::{LIMIT, connect, patterns, prepare, run, until, value, within};
 use crate::judge::slot::{Raw, commits};
 use crate::judge::{Entry, History, Noted, Seen, Terms, Truth, Violation, What, digest, judge, summary};
 
@@ -131,8 +131,8 @@ impl Crowd {
 
     /// Waits until so many more events are delivered.
     pub(crate) async fn progress(&self, events: u64) {
-        let until = self.delivered() + events;
-        crate::broker::until("the crowd gets on", async || self.delivered() >= until).await;
+        let enough = self.delivered() + events;
+        until("the crowd gets on", async || self.delivered() >= enough).await;
     }
 
     /// Lets the writers stop, and the followers receive what there is, or give up; then reads the truth.

@@ -16,7 +16,7 @@ use walcast::source::wal::seed::{self, SeedError, SeedTable};
 use walcast::source::wal::types;
 use walcast::value::write_json;
 
-use crate::server;
+use super::server;
 
 /// A database with a publication and a slot.
 pub(crate) struct Db {
