@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use walcast_client::{After, Client, Error, EventsRequest};
 
-use crate::broker::{LIMIT, connect, patterns, prepare, run};
+use crate::broker::{connect, patterns, prepare, run};
 use crate::server;
 use crate::serving::{self, Process};
+use crate::wait::{LIMIT, within_limit};
 
 const ROWS: u64 = 1_000_000;
 const HISTORY: u64 = 64 << 20;
@@ -54,8 +55,7 @@ async fn a_million_rows_in_one_transaction() {
     run(&sql, &format!("INSERT INTO rows SELECT generate_series(1, {ROWS})")).await;
     run(&sql, "SELECT walcast.publish('mark', 'null')").await;
     // Without optimisation, on a machine that does much else, this takes a while.
-    let followed = tokio::time::timeout(LIMIT * 3, follower).await;
-    let (events, reset) = followed.expect("the mark behind the rows comes").unwrap();
+    let (events, reset) = within_limit(LIMIT * 5, "the mark behind the rows", follower).await.unwrap();
     let peak = broker.memory_peak();
     println!(
         "{events} events, reset {reset}, {:?}; {} MB idle, {} MB at most",

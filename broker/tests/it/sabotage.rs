@@ -28,7 +28,7 @@ struct Trial<'a> {
 impl<'a> Trial<'a> {
     async fn new(server: &'a Server, scene: &str, fault: &'a str) -> Self {
         let name = format!("sabotage_{scene}");
-        let crowd = Crowd::prepare(&server.create_database(&name).await, &name).await;
+        let crowd = Crowd::prepare(server, &name).await;
         let text = serving::settings(&crowd.url, &name, "", RULE);
         let broker = Process::start_as(&name, &text, &[], &[("WALCAST_SABOTAGE", fault)]).await;
         broker.ready().await;

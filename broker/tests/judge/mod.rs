@@ -1,12 +1,14 @@
 //! The judge: reads what clients wrote down and what Postgres knows, and says which guarantee was broken.
 //!
-//! It is pure and knows nothing of brokers, so that what it says of one does not depend on that one's code. What
-//! a test has to bring: a [`History`] of each client, and the [`Truth`], read from the log through a slot of the
-//! judge's own and from a table that was written in the transactions that published.
+//! It knows nothing of brokers, so that what it says of one does not depend on that one's code, and but for
+//! [`receiver`] it is pure. What a test has to bring: a [`History`] of each client, and the [`Truth`], received from
+//! the log through a slot of the judge's own and read from a table that was written in the transactions that
+//! published.
 //!
 //! - [`history`]: what a client writes down
 //! - [`truth`]: what was committed, in which order
-//! - [`slot`]: the truth as a second slot tells it
+//! - [`receiver`]: `pg_recvlogical` on a second slot
+//! - [`slot`]: the truth as that slot tells it
 //! - [`laws`]: one client held against the truth
 //!
 //! Current values (`snapshot`) are no happenings and no part of a history.
@@ -18,6 +20,7 @@ use walcast_client::wire::Position;
 
 pub(crate) mod history;
 mod laws;
+pub(crate) mod receiver;
 pub(crate) mod slot;
 #[cfg(test)]
 mod tests;

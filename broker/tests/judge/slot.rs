@@ -4,6 +4,7 @@
 //! up at the first thing that it does not know.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 
 use walcast_client::wire::Topic;
 
@@ -21,103 +22,129 @@ pub(crate) enum Raw<'a> {
 /// Names the event that a record is; `None`: it is none.
 pub(crate) type Name<'a> = &'a dyn Fn(&Raw<'_>) -> Option<(Topic, u64)>;
 
-/// Transactions of `pg_logical_slot_peek_binary_changes` with protocol version 1.
-pub(crate) fn commits<'a>(lines: impl IntoIterator<Item = &'a [u8]>, name: Name<'_>) -> Vec<Commit> {
-    let mut commits: Vec<Commit> = Vec::new();
-    let mut tables: HashMap<u32, (String, Vec<String>)> = HashMap::new();
-    let mut ordinal = 0;
-    for line in lines {
-        let mut rest = Reader(line);
-        let raw = match rest.u8() {
-            b'B' => {
-                let (lsn, _, xid) = (rest.u64(), rest.u64(), rest.u32());
-                commits.push(Commit { lsn, xid, records: Vec::new() });
-                ordinal = 0;
-                continue;
-            }
-            b'C' | b'Y' | b'O' => continue,
-            b'R' => {
-                let id = rest.u32();
-                let (schema, table) = (rest.text(), rest.text());
-                rest.u8();
-                let columns = (0..rest.u16()).map(|_| {
-                    rest.u8();
-                    let column = rest.text().to_owned();
-                    rest.u64();
-                    column
-                });
-                let columns = columns.collect();
-                tables.insert(id, (format!("{schema}.{table}"), columns));
-                continue;
-            }
-            b'M' => {
-                // What is not transactional stands outside of transactions and is no event.
-                let (flags, _) = (rest.u8(), rest.u64());
-                if flags & 1 == 0 {
-                    continue;
-                }
-                let prefix = rest.text();
-                let length = rest.u32() as usize;
-                Raw::Message(prefix, rest.utf8(length))
-            }
-            b'I' => {
-                let (table, columns) = &tables[&rest.u32()];
-                assert_eq!((rest.u8(), rest.u16() as usize), (b'N', columns.len()), "{table}");
-                let row = columns.iter().map(|column| {
-                    assert_eq!(rest.u8(), b't', "{table}: a ledger holds no NULL");
-                    let length = rest.u32() as usize;
-                    (column.as_str(), rest.utf8(length))
-                });
-                let row = row.collect();
-                Raw::Insert(table, row)
-            }
-            other => panic!("the judge does not know {:?}", char::from(other)),
-        };
-        ordinal += 1;
-        if let Some((topic, digest)) = name(&raw) {
-            let commit = commits.last_mut().expect("a record lies in a transaction");
-            commit.records.push(Record { ordinal, topic, digest });
-        }
-    }
+/// The transactions that one connection told of: messages of protocol version 1, each with a line feed behind it, as
+/// `pg_recvlogical` writes them. One that is not committed yet, or cut off, is left out.
+pub(crate) fn commits(told: &[u8], name: Name<'_>) -> Vec<Commit> {
+    let mut commits = Vec::new();
+    // However it ends: there is no more.
+    let _ = read(Reader(told), name, &mut commits);
     commits
 }
 
+/// Adds what a later connection told, which says again what was not confirmed on an earlier one.
+pub(crate) fn join(known: &mut Vec<Commit>, told: Vec<Commit>) {
+    let end = known.last().map_or(0, |commit| commit.lsn);
+    for commit in told {
+        if commit.lsn > end {
+            known.push(commit);
+        } else {
+            assert!(known.contains(&commit), "the log was told differently before: {commit:?}");
+        }
+    }
+}
+
+fn read(mut rest: Reader<'_>, name: Name<'_>, commits: &mut Vec<Commit>) -> Option<Infallible> {
+    let mut tables: HashMap<u32, (String, Vec<String>)> = HashMap::new();
+    let mut open: Option<Commit> = None;
+    let mut ordinal = 0;
+    loop {
+        let (mut record, mut ended) = (None, None);
+        match rest.u8()? {
+            b'B' => {
+                let (lsn, _, xid) = (rest.u64()?, rest.u64()?, rest.u32()?);
+                (open, ordinal) = (Some(Commit { lsn, xid, records: Vec::new() }), 0);
+            }
+            b'C' => {
+                let (_, lsn) = (rest.u8()?, rest.u64()?);
+                rest.take::<16>()?;
+                let commit = open.take().expect("what ends has begun");
+                assert_eq!(commit.lsn, lsn, "transaction {}", commit.xid);
+                ended = Some(commit);
+            }
+            b'Y' => _ = (rest.u32()?, rest.text()?, rest.text()?),
+            b'O' => _ = (rest.u64()?, rest.text()?),
+            b'R' => {
+                let id = rest.u32()?;
+                let table = format!("{}.{}", rest.text()?, rest.text()?);
+                rest.u8()?;
+                let mut columns = Vec::new();
+                for _ in 0..rest.u16()? {
+                    rest.u8()?;
+                    columns.push(rest.text()?.to_owned());
+                    rest.u64()?;
+                }
+                tables.insert(id, (table, columns));
+            }
+            b'M' => {
+                let (flags, _, prefix) = (rest.u8()?, rest.u64()?, rest.text()?);
+                let length = rest.u32()? as usize;
+                let content = rest.utf8(length)?;
+                // What is not transactional stands outside of transactions and is no event.
+                if flags & 1 == 1 {
+                    record = Some(Raw::Message(prefix, content));
+                }
+            }
+            b'I' => {
+                let (table, columns) = &tables[&rest.u32()?];
+                assert_eq!((rest.u8()?, rest.u16()? as usize), (b'N', columns.len()), "{table}");
+                let mut row = HashMap::new();
+                for column in columns {
+                    assert_eq!(rest.u8()?, b't', "{table}: a ledger holds no NULL");
+                    let length = rest.u32()? as usize;
+                    row.insert(column.as_str(), rest.utf8(length)?);
+                }
+                record = Some(Raw::Insert(table, row));
+            }
+            other => panic!("the judge does not know {:?}", char::from(other)),
+        }
+        assert_eq!(rest.u8()?, b'\n', "a message ends where the judge thinks");
+        commits.extend(ended);
+        let Some(raw) = record else { continue };
+        ordinal += 1;
+        if let Some((topic, digest)) = name(&raw) {
+            let commit = open.as_mut().expect("a record lies in a transaction");
+            commit.records.push(Record { ordinal, topic, digest });
+        }
+    }
+}
+
+/// Reads on; `None`: the rest is not there yet.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (head, rest) = self.0.split_first_chunk().expect("a whole message");
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
-        *head
+        Some(*head)
     }
 
-    fn u8(&mut self) -> u8 {
-        u8::from_be_bytes(self.take())
+    fn u8(&mut self) -> Option<u8> {
+        self.take().map(u8::from_be_bytes)
     }
 
-    fn u16(&mut self) -> u16 {
-        u16::from_be_bytes(self.take())
+    fn u16(&mut self) -> Option<u16> {
+        self.take().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> u32 {
-        u32::from_be_bytes(self.take())
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> u64 {
-        u64::from_be_bytes(self.take())
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_be_bytes)
     }
 
-    fn utf8(&mut self, length: usize) -> &'a str {
-        let (text, rest) = self.0.split_at(length);
+    fn utf8(&mut self, length: usize) -> Option<&'a str> {
+        let (text, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        std::str::from_utf8(text).unwrap()
+        Some(std::str::from_utf8(text).unwrap())
     }
 
     /// Up to a zero byte.
-    fn text(&mut self) -> &'a str {
-        let length = self.0.iter().position(|byte| *byte == 0).expect("a text ends");
-        let text = self.utf8(length);
-        self.0 = &self.0[1..];
-        text
+    fn text(&mut self) -> Option<&'a str> {
+        let length = self.0.iter().position(|byte| *byte == 0)?;
+        let text = self.utf8(length)?;
+        self.u8()?;
+        Some(text)
     }
 }

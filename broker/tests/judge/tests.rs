@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use walcast_client::wire::{Cursor, Epoch, Position, Reset, ResetReason};
+use walcast_client::wire::{Cursor, Epoch, Position, Reset, ResetReason, Topic};
 
 use super::slot::Raw;
 use super::*;
@@ -170,24 +170,59 @@ fn a_digest_is_of_the_value() {
     assert_ne!(digest(&json!({"a": 1})), digest(&json!({"a": "1"})));
 }
 
-#[test]
-fn a_slot_is_read_into_commits() {
-    let insert = b"I\x00\x00\x00\x07N\x00\x02t\x00\x00\x00\x011t\x00\x00\x00\x012";
+/// What `pg_recvlogical` writes of one transaction, with something in front of it that is no event.
+fn told(lsn: u64) -> Vec<u8> {
+    let begin = [b"B".as_slice(), &lsn.to_be_bytes(), &[0; 8], &5_u32.to_be_bytes()].concat();
+    let commit = [b"C\0".as_slice(), &lsn.to_be_bytes(), &[0; 16]].concat();
+    let messages: [&[u8]; 6] = [
+        b"M\x00\0\0\0\0\0\0\0\x09p\0\0\0\0\x01x",
+        &begin,
+        b"R\x00\x00\x00\x07public\0t\0d\x00\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\x00x\0\0\0\0\x17\xff\xff\xff\xff",
+        b"I\x00\x00\x00\x07N\x00\x02t\x00\x00\x00\x011t\x00\x00\x00\x012",
+        b"M\x01\0\0\0\0\0\0\0\x09p\0\0\0\0\x04a\n{}",
+        &commit,
+    ];
+    messages.iter().flat_map(|message| [message, b"\n".as_slice()].concat()).collect()
+}
 
-    let begin = [b"B".as_slice(), &100_u64.to_be_bytes(), &[0; 8], &5_u32.to_be_bytes()].concat();
-    let table = b"R\x00\x00\x00\x07public\0t\0d\x00\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\x00x\0\0\0\0\x17\xff\xff\xff\xff";
-    let message = b"M\x01\0\0\0\0\0\0\0\x09p\0\0\0\0\x04a\n{}";
-    let outside = b"M\x00\0\0\0\0\0\0\0\x09p\0\0\0\0\x01x";
-    let lines = [outside.as_slice(), &begin, table, insert, message, b"C"];
-    let name = |raw: &Raw<'_>| match raw {
+fn name(raw: &Raw<'_>) -> Option<(Topic, u64)> {
+    match raw {
         Raw::Insert("public.t", row) if row["id"] == "1" && row["x"] == "2" => {
             Some(("row".parse().unwrap(), 1))
         }
         Raw::Message("p", "a\n{}") => Some(("message".parse().unwrap(), 2)),
         other => panic!("{other:?}"),
-    };
-    let commits = slot::commits(lines, &name);
+    }
+}
+
+#[test]
+fn a_slot_is_read_into_commits() {
+    let told = told(100);
+    let commits = slot::commits(&told, &name);
     let [Commit { lsn: 100, xid: 5, records }] = &commits[..] else { panic!("{commits:?}") };
-    let told: Vec<_> = records.iter().map(|it| (it.ordinal, it.topic.as_str(), it.digest)).collect();
-    assert_eq!(told, [(1, "row", 1), (2, "message", 2)]);
+    let records: Vec<_> = records.iter().map(|it| (it.ordinal, it.topic.as_str(), it.digest)).collect();
+    assert_eq!(records, [(1, "row", 1), (2, "message", 2)]);
+    // Wherever it is cut off, nothing but whole transactions counts.
+    for length in 0..told.len() {
+        assert_eq!(slot::commits(&told[..length], &name), [], "{length}");
+    }
+}
+
+#[test]
+fn what_is_told_again_counts_once() {
+    let connection =
+        |lsns: &[u64]| slot::commits(&lsns.iter().copied().flat_map(told).collect::<Vec<_>>(), &name);
+    let mut known = Vec::new();
+    for lsns in [&[100, 200][..], &[], &[200, 300], &[100, 200, 300]] {
+        slot::join(&mut known, connection(lsns));
+    }
+    assert_eq!(known, connection(&[100, 200, 300]));
+}
+
+#[test]
+#[should_panic(expected = "told differently")]
+fn what_is_told_again_must_be_the_same() {
+    let (mut known, mut other) = (slot::commits(&told(100), &name), slot::commits(&told(100), &name));
+    other[0].xid = 6;
+    slot::join(&mut known, other);
 }

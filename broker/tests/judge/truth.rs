@@ -15,7 +15,7 @@ pub(crate) struct Truth {
 }
 
 /// A transaction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commit {
     /// Where its commit lies.
     pub(crate) lsn: u64,
@@ -25,7 +25,7 @@ pub(crate) struct Commit {
 }
 
 /// A record of the log that is an event.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     /// Its number among all records of the transaction.
     pub(crate) ordinal: u64,

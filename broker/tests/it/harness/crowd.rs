@@ -1,6 +1,7 @@
 //! A crowd on one database: some publish, many follow and come back whenever they are cut, and all of it is
 //! written down for the judge.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 use walcast_client::wire::{Cursor, Position, ProblemCode, Topic};
 use walcast_client::{After, Client, EventsRequest, Message, Subscription, Transport};
 
-use super::broker::{LIMIT, connect, patterns, prepare, run, until, value, within};
-use crate::judge::slot::{Raw, commits};
+use super::broker::{LIMIT, connect, patterns, prepare, until, value, within};
+use super::server::Server;
+use crate::judge::receiver::Receiver;
+use crate::judge::slot::Raw;
 use crate::judge::{Entry, History, Noted, Seen, Terms, Truth, Violation, What, digest, judge, summary};
 
 /// Each row stands for one transaction and says, by the rule of [`texts`], what it published.
@@ -44,6 +47,7 @@ pub(crate) struct Size {
 pub(crate) struct Crowd {
     pub(crate) name: String,
     pub(crate) url: String,
+    receiver: Receiver,
     /// Where the broker is now.
     broker: watch::Sender<Option<Client>>,
     /// Events that followers were given so far.
@@ -61,14 +65,16 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Makes a database ready, with a slot of the judge's own.
-    pub(crate) async fn prepare(url: &str, name: &str) -> Self {
-        prepare(url, name, LEDGER, RULE).await;
-        let slot = format!("SELECT pg_create_logical_replication_slot('{name}_judge', 'pgoutput')");
-        run(&connect(url).await, &slot).await;
+    /// Makes a database, with a slot of the judge's own.
+    pub(crate) async fn prepare(server: &Server, name: &str) -> Self {
+        let url = server.create_database(name).await;
+        prepare(&url, name, LEDGER, RULE).await;
+        let (slot, directory) = (format!("{name}_judge"), Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let receiver = Receiver::start(&server.bin_dir(), &url, &slot, name, directory).await;
         Self {
             name: name.to_owned(),
-            url: url.to_owned(),
+            url,
+            receiver,
             broker: watch::channel(None).0,
             delivered: Arc::default(),
             stop: CancellationToken::new(),
@@ -153,8 +159,9 @@ impl Crowd {
             for n in 1_u32.. {
                 publish(&sql, MARKS, n).await.unwrap();
                 if n == 1 {
-                    let (truth, _) = truth(&sql, &self.name).await;
-                    let first = truth.commits.last().unwrap();
+                    let xid = last_mark(&sql).await.1;
+                    let commits = self.receiver.told(xid, &event).await;
+                    let first = commits.iter().find(|commit| commit.xid == xid).unwrap();
                     self.end.send_replace(Some(Position::new(first.lsn, first.records[0].ordinal)));
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -170,8 +177,15 @@ impl Crowd {
             histories = all => histories,
             () = marks => unreachable!("there is no last mark"),
         };
-        let (truth, events) = truth(&sql, &self.name).await;
-        println!("{}: {} commits, {events} events", self.name, truth.commits.len());
+        // Nobody publishes any more: what the log told up to one more mark is all.
+        publish(&sql, MARKS, last_mark(&sql).await.0 + 1).await.unwrap();
+        let told = self.receiver.told(last_mark(&sql).await.1, &event);
+        let mut commits = within("the log tells of the last mark", told).await;
+        commits.retain(|commit| !commit.records.is_empty());
+        let connections = self.receiver.end().await;
+        let truth = Truth { commits, ledger: ledger(&sql).await };
+        let (commits, events) = (truth.commits.len(), truth.ledger.len());
+        println!("{}: {commits} commits, {events} events, told on {connections} connections", self.name);
         let until = self.end.borrow().unwrap();
         (truth, histories, Terms { resets: false, until })
     }
@@ -204,6 +218,13 @@ pub(crate) async fn publish(sql: &Sql, writer: u32, n: u32) -> Result<(), tokio_
         sql.batch_execute(&format!("BEGIN; {all} ROLLBACK")).await?;
     }
     sql.batch_execute(&format!("BEGIN; {all} COMMIT")).await
+}
+
+/// The newest mark: its number and transaction.
+async fn last_mark(sql: &Sql) -> (u32, u32) {
+    let query = format!("SELECT n, xid FROM ledger WHERE writer = {MARKS} ORDER BY n DESC LIMIT 1");
+    let row = sql.query_one(&query, &[]).await.unwrap();
+    (row.get::<_, i32>(0) as u32, row.get::<_, i64>(1) as u32)
 }
 
 /// Publishes until told to stop, whatever happens to the server.
@@ -355,13 +376,9 @@ impl Eyes {
     }
 }
 
-/// What the ledger and the judge's slot say, and how many events that is.
-async fn truth(sql: &Sql, name: &str) -> (Truth, usize) {
-    let slot = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', \
-                'publication_names', $2, 'messages', 'true')";
-    let rows = sql.query(slot, &[&format!("{name}_judge"), &name]).await.unwrap();
-    let lines = rows.iter().map(|row| row.get::<_, &[u8]>(0));
-    let mut commits = commits(lines, &|raw| match raw {
+/// What a record of the log is to followers.
+fn event(raw: &Raw<'_>) -> Option<(Topic, u64)> {
+    match raw {
         Raw::Insert("public.ledger", row) => {
             let number = |column: &str| row[column].parse::<u32>().unwrap();
             Some(row_event(number("writer"), number("n")))
@@ -371,8 +388,11 @@ async fn truth(sql: &Sql, name: &str) -> (Truth, usize) {
             Some((topic.parse().unwrap(), digest(&serde_json::from_str(data).unwrap())))
         }
         _ => None,
-    });
-    commits.retain(|commit| !commit.records.is_empty());
+    }
+}
+
+/// What the ledger says.
+async fn ledger(sql: &Sql) -> Vec<Noted> {
     let mut ledger = Vec::new();
     for row in sql.query("SELECT writer, n, xid FROM ledger", &[]).await.unwrap() {
         let (writer, n) = (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32);
@@ -382,8 +402,7 @@ async fn truth(sql: &Sql, name: &str) -> (Truth, usize) {
         let events = std::iter::once(row_event(writer, n)).chain(said);
         ledger.extend(events.map(|(topic, digest)| Noted { xid, topic, digest }));
     }
-    let events = ledger.len();
-    (Truth { commits, ledger }, events)
+    ledger
 }
 
 fn row_event(writer: u32, n: u32) -> (Topic, u64) {

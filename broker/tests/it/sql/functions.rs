@@ -7,6 +7,7 @@ use walcast::cli::setup::SetupOptions;
 use walcast_wire::{Topic, TopicError, encode_segment};
 
 use crate::server::{ADMIN, Server};
+use crate::wait::until;
 
 /// A message as the floor slot shows it: prefix and content.
 pub(super) type Message = (String, String);
@@ -361,9 +362,7 @@ async fn an_idempotency_key_publishes_once_for_all_at_the_same_time() {
     }
     let observer = server.admin().await;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'waiting' AND wait_event_type = 'Lock'";
-    while observer.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) < 8 {
-        tokio::task::yield_now().await;
-    }
+    until("all wait", async || observer.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 8).await;
     first.rollback().await.unwrap();
     let mut outcomes = Vec::new();
     for task in tasks {

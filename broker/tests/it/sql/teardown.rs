@@ -9,6 +9,7 @@ use walcast::cli::teardown::{TeardownOptions, teardown};
 
 use super::setup::table;
 use crate::server::{ADMIN, Server};
+use crate::wait::until;
 
 /// A process that streams from a slot, as a broker does, and connects again when it is cut off.
 struct Streaming(Child);
@@ -28,9 +29,7 @@ impl Streaming {
         let streaming = Self(child);
         let admin = server.admin().await;
         let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)";
-        while !admin.query_one(sql, &[&slot]).await.unwrap().get::<_, bool>(0) {
-            tokio::task::yield_now().await;
-        }
+        until("it streams", async || admin.query_one(sql, &[&slot]).await.unwrap().get(0)).await;
         streaming
     }
 }
