@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use walcast_wire::{Epoch, Op, Position, Topic};
+use walcast_wire::{Epoch, Op, Position, Topic, TopicPattern};
 
 use crate::value::ValueKind;
 
@@ -194,6 +194,15 @@ pub struct SeedEnd {
     pub settle: u64,
 }
 
+/// A state table whose values are to be read, for its rule is new, another, or gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outdated {
+    /// The table.
+    pub table: Arc<str>,
+    /// Where its values are told, by the rule of before and by that of now.
+    pub topics: Vec<TopicPattern>,
+}
+
 /// What a source yields.
 #[derive(Clone, Debug)]
 pub enum Changes {
@@ -326,6 +335,9 @@ pub enum Note {
         /// See [`Start::quiet_from`].
         quiet_from: Position,
     },
+    /// The rules of these tables changed: what is known of their topics is not exact until they were read by
+    /// a seeding that begins later.
+    Outdated(Arc<[Outdated]>),
     /// See [`Changes::SeedBegin`].
     SeedBegin(Arc<[Arc<str>]>),
     /// Current values, `op` snapshot; their position is the settle point, which is not known yet.

@@ -112,7 +112,7 @@ impl<B: Backbone> Publisher<B> {
         pause: &mut Duration,
     ) -> Result<std::convert::Infallible, PublishError> {
         loop {
-            self.reload(source);
+            self.reload(source).await?;
             let pending = self.assembly.pending();
             let changes = tokio::select! {
                 biased;
@@ -164,16 +164,23 @@ impl<B: Backbone> Publisher<B> {
     }
 
     /// Takes new rules between two transactions.
-    fn reload<S: Source>(&mut self, source: &mut S) {
+    async fn reload<S: Source>(&mut self, source: &mut S) -> Result<(), PublishError> {
         // Asked for here, too: a stream that never pauses would not let the change be noticed.
         self.new_rules |= self.rules.has_changed().unwrap_or(false);
         if !self.new_rules || self.assembly.open.is_some() {
-            return;
+            return Ok(());
         }
         self.new_rules = false;
         let new = Arc::clone(&self.rules.borrow_and_update());
         let old = std::mem::replace(&mut self.assembly.routing, Routing::new(Arc::clone(&new)));
-        source.keep_values_of(new.state_tables().collect(), new.changed_state_tables(old.router()));
+        let outdated = new.outdated(old.router());
+        let changed = outdated.iter().map(|outdated| Arc::clone(&outdated.table)).collect();
+        source.keep_values_of(new.state_tables().collect(), changed);
+        // Before the first stream nothing is known that could be outdated.
+        if self.assembly.started && !outdated.is_empty() {
+            self.note(source, Note::Outdated(outdated.into())).await?;
+        }
+        Ok(())
     }
 
     async fn flush<S: Source>(&mut self, source: &mut S, note: Option<Note>) -> Result<(), PublishError> {
@@ -196,6 +203,8 @@ struct Assembly {
     routing: Routing,
     config: Config,
     epoch: Epoch,
+    /// A stream has begun, once.
+    started: bool,
     /// Everything up to here is published.
     head: Position,
     /// Whole transactions, and parts of those that are too large to be held.
@@ -221,6 +230,7 @@ impl Assembly {
             routing,
             config,
             epoch: Epoch::default(),
+            started: false,
             head: Position::ZERO,
             ready: Vec::new(),
             ready_bytes: 0,
@@ -239,6 +249,7 @@ impl Assembly {
 
     fn start(&mut self, start: Start) {
         self.interrupt();
+        self.started = true;
         (self.epoch, self.head) = (start.epoch, Position::before(start.from));
     }
 
@@ -341,12 +352,17 @@ pub async fn ingest<B: Backbone>(
                 Part::State,
                 match status.replaying {
                     true => format!("replaying the log: {left} bytes left, from {head} to {until}"),
-                    false => format!("reading current values, at {head}"),
+                    false => format!("reading current values{}, at {head}", of(&hub.outdated())),
                 },
             );
         }
     }
     Ok(())
+}
+
+/// ` of` these tables, where it is not all of them.
+fn of(tables: &[Arc<str>]) -> String {
+    if tables.is_empty() { String::new() } else { format!(" of {}", tables.join(", ")) }
 }
 
 #[cfg(test)]

@@ -255,7 +255,8 @@ impl Hub {
     pub fn current(&self, topic: &Topic) -> Current {
         let (epoch, value) = {
             let inner = self.inner.lock();
-            let Some(line) = inner.line.as_ref().filter(|_| inner.retained.settled()) else {
+            let exact = inner.retained.exact(&[topic.clone().into()]);
+            let Some(line) = inner.line.as_ref().filter(|_| exact) else {
                 return Current::Unsettled;
             };
             (line.epoch, inner.retained.get(topic.as_str()).map(Arc::clone))
@@ -264,6 +265,12 @@ impl Hub {
             Some(value) => Current::Value(Arc::new(Encoder::new(epoch).snapshot(&value))),
             None => Current::None,
         }
+    }
+
+    /// Tables whose values are read anew while those of others are exact.
+    #[must_use]
+    pub fn outdated(&self) -> Vec<Arc<str>> {
+        self.inner.lock().retained.outdated()
     }
 
     /// The hub in figures.
@@ -302,6 +309,7 @@ impl Inner {
                     self.history.restart(*quiet_from);
                 }
             }
+            Some(Note::Outdated(tables)) => self.retained.outdate(tables),
             Some(Note::SeedBegin(tables)) => self.retained.seed_begin(Arc::clone(tables)),
             Some(Note::Seed { snapshot, events }) => {
                 for Filling { topic, positions, data } in self.retained.seed(snapshot, events) {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use walcast_wire::{Op, Position, Topic, TopicPattern};
 
 use super::merge::merge;
-use crate::event::{Commit, Effect, Event, Snapshot};
+use crate::event::{Commit, Effect, Event, Outdated, Snapshot};
 
 /// Bookkeeping that a value costs beside its bytes.
 const OVERHEAD_BYTES: usize = 256;
@@ -120,15 +120,52 @@ pub(super) struct Retained {
     left: Option<Left>,
     round: u32,
     settle: Option<Position>,
-    settled: bool,
-    /// They settled once: all values are known, though perhaps not exact.
+    /// They settled once: all values are known, but those of `due`.
     known: bool,
+    /// Tables to be read since their rules changed.
+    due: BTreeMap<Arc<str>, Due>,
+}
+
+/// A table to be read.
+#[derive(Debug, Default)]
+struct Due {
+    /// Where its values are told.
+    topics: Vec<TopicPattern>,
+    /// The seeding under way reads it.
+    begun: bool,
 }
 
 impl Retained {
-    /// Values are exact: state may be answered, and what changes nothing may be dropped.
+    /// All values are exact.
     pub(super) fn settled(&self) -> bool {
-        self.settled
+        self.known && self.due.is_empty()
+    }
+
+    /// The values of a table are exact: what changes nothing may be dropped.
+    fn settled_table(&self, table: &str) -> bool {
+        self.known && !self.due.contains_key(table)
+    }
+
+    /// The values that these name are exact: state may be answered.
+    pub(super) fn exact(&self, asked: &[TopicPattern]) -> bool {
+        let mut due = self.due.values().flat_map(|due| &due.topics);
+        self.known && !due.any(|topics| asked.iter().any(|asked| asked.overlaps(topics)))
+    }
+
+    /// The tables that are to be read while others are exact.
+    pub(super) fn outdated(&self) -> Vec<Arc<str>> {
+        if self.known { self.due.keys().cloned().collect() } else { Vec::new() }
+    }
+
+    /// The rules of tables changed: they are to be read, by a seeding that has not begun yet.
+    pub(super) fn outdate(&mut self, tables: &[Outdated]) {
+        for Outdated { table, topics } in tables {
+            let due = self.due.entry(Arc::clone(table)).or_default();
+            due.begun = false;
+            due.topics.extend(topics.iter().cloned());
+            due.topics.sort_unstable();
+            due.topics.dedup();
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -141,7 +178,13 @@ impl Retained {
 
     pub(super) fn seed_begin(&mut self, tables: Arc<[Arc<str>]>) {
         self.round += 1;
-        (self.settled, self.settle) = (false, None);
+        self.settle = None;
+        self.due.values_mut().for_each(|due| due.begun = false);
+        for table in tables.iter() {
+            // Nobody said where those are told whose rules are the same: anywhere.
+            let anywhere = || Due { topics: TopicPattern::new("**").into_iter().collect(), begun: true };
+            self.due.entry(Arc::clone(table)).or_insert_with(anywhere).begun = true;
+        }
         self.seeding = Some(Seeding {
             tables,
             snapshot: None,
@@ -231,10 +274,10 @@ impl Retained {
 
     /// The head moved; true if that made the values exact.
     pub(super) fn reached(&mut self, head: Position) -> bool {
-        let settles = !self.settled && self.settle.is_some_and(|settle| head >= settle);
+        let settles = self.settle.is_some_and(|settle| head >= settle);
         if settles {
-            (self.settled, self.known) = (true, true);
-            self.seeding = None;
+            (self.settle, self.seeding, self.known) = (None, None, true);
+            self.due.retain(|_, due| !due.begun);
         }
         settles
     }
@@ -245,6 +288,7 @@ impl Retained {
             return Verdict::Keep;
         };
         let mut reading = None;
+        let settled = self.settled_table(&state.table);
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(&state.table)
         {
@@ -263,7 +307,7 @@ impl Retained {
         }
         if state.effect == Effect::Clear {
             let value = remove(&mut self.values, &mut self.bytes, &event.topic);
-            if value.is_none() && self.settled {
+            if value.is_none() && settled {
                 return Verdict::Drop;
             }
             if let Some(seeding) = reading {
@@ -294,7 +338,7 @@ impl Retained {
         match &old {
             // Only a seed that is still reading may yet say that the row is a member.
             None if reading.is_none() && state.effect == Effect::PutIfPresent => return Verdict::Drop,
-            Some(old) if self.settled && same(old) => return Verdict::Drop,
+            Some(old) if settled && same(old) => return Verdict::Drop,
             _ => {}
         }
         // What was a member before the seeding need not be one by the rules of now.

@@ -245,7 +245,7 @@ impl Subscription {
             return true;
         }
         let Some(line) = &inner.line else { return false };
-        if !inner.retained.settled() || line.head < self.position {
+        if !inner.retained.exact(&self.topics) || line.head < self.position {
             return false;
         }
         let mut values: Vec<Arc<Event>> = Vec::new();

@@ -38,7 +38,7 @@ pub use check::{Identity, PartitionFacts, TableFacts, TableKind, UniqueKey};
 pub use routing::Routing;
 pub use rule::{RuleConfig, RuleError};
 
-use crate::event::{Event, Relation, Row};
+use crate::event::{Event, Outdated, Relation, Row};
 
 /// Limits of routing.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -122,7 +122,7 @@ impl Router {
 
     /// State tables whose values an older router's no longer are: their rule is new, gone, or another.
     #[must_use]
-    pub fn changed_state_tables(&self, old: &Self) -> Vec<Arc<str>> {
+    pub fn outdated(&self, old: &Self) -> Vec<Outdated> {
         let differs = |rule: &&Rule, other: &Self| {
             rule.state && other.rule(&rule.table).is_none_or(|(_, other)| other.config != rule.config)
         };
@@ -131,7 +131,12 @@ impl Router {
         let mut tables: Vec<_> = new.chain(gone).map(|rule| Arc::clone(&rule.table)).collect();
         tables.sort_unstable();
         tables.dedup();
-        tables
+        let outdated = |table: Arc<str>| {
+            let rules = [old, self].map(|router| router.rule(&table).map(|(_, rule)| rule));
+            let topics = rules.into_iter().flatten().filter_map(|rule| rule.template.pattern()).collect();
+            Outdated { table, topics }
+        };
+        tables.into_iter().map(outdated).collect()
     }
 
     /// Current values, one per row that a state rule publishes. They carry no position and no commit.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use walcast_wire::topic::TOPIC_BYTES_MAX;
-use walcast_wire::{Topic, encode_segment};
+use walcast_wire::{Topic, TopicPattern, encode_segment};
 
 use super::notice::Reason;
 use super::row::{RowView, Seen};
@@ -71,6 +71,15 @@ impl Template {
     /// The columns it names, each once.
     pub(super) fn columns(&self) -> &[Arc<str>] {
         &self.columns
+    }
+
+    /// Names every topic that a row can have, and perhaps others: where a segment holds a value, any will do.
+    pub(super) fn pattern(&self) -> Option<TopicPattern> {
+        // No topic holds a control character.
+        const VALUE: &str = "\0";
+        let text = self.fill(|_| Ok(VALUE.into())).ok()?;
+        let segment = |text| if str::contains(text, VALUE) { "*" } else { text };
+        TopicPattern::new(&text.split('/').map(segment).collect::<Vec<_>>().join("/")).ok()
     }
 
     /// The topic, if it is the same for every row.
@@ -166,6 +175,16 @@ mod tests {
         check("../{a}", Err("`..`"));
         check("vm%2{a}", Err("hexadecimal"));
         check(&"x/".repeat(128), Err("255"));
+    }
+
+    #[test]
+    fn patterns_name_all_topics() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(Template::parse(text).unwrap().pattern().unwrap().as_str(), expected);
+        };
+        check("vms", "vms");
+        check("vm/{a}", "vm/*");
+        check("{a}/x-{b}/y", "*/*/y");
     }
 
     #[test]

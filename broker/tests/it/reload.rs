@@ -122,9 +122,14 @@ async fn values_that_could_not_be_read_are_read_later() {
     let name = "reload_interrupted";
     let quick = |config: &mut Config| config.source.shutdown_pause = Duration::from_millis(50);
     let broker = Broker::start_with(name, TABLES, A, quick).await;
-    broker.run(&format!("INSERT INTO b VALUES (1, 'x'); ALTER PUBLICATION {name} ADD TABLE b")).await;
-    let rules = |text: &str| crate::broker::config("", name, text).table;
+    let c = "[[table]]\nname = 'public.c'\ntopic = 'c/{id}'\nstate = true\n";
+    broker.run(&format!("INSERT INTO b VALUES (1, 'x'); ALTER PUBLICATION {name} ADD TABLE b, c")).await;
+    broker.run("INSERT INTO c VALUES (1, 'x')").await;
+    let rules = |text: &str| crate::broker::config("", name, &format!("{c}{text}")).table;
     let reloader = broker.node().reloader();
+    reloader.reload(&rules(A)).await.unwrap();
+    broker.catch_up().await;
+    broker.ready().await;
 
     // The table is locked, so that the reading is under way for as long as the test wants.
     let locker = broker.session().await;
@@ -135,8 +140,16 @@ async fn values_that_could_not_be_read_are_read_later() {
     let mut follower = broker.follow(Transport::WebSocket, &["a/*"]).await;
     broker.run("INSERT INTO a VALUES (1, 'x')").await;
     assert_eq!(follower.next().await.topic.as_str(), "a/1", "others do not wait for it");
+    // Whoever asks for other values is answered, also while they change.
+    broker.run("UPDATE c SET data = 'y'; INSERT INTO c VALUES (2, 'y')").await;
+    broker.catch_up().await;
+    assert_eq!(broker.poll(&["c/*"], After::Current).await.len(), 2);
+    let mut held = EventsRequest::new(patterns(&["b/1"])).after(After::Current);
+    held.wait = Some(Duration::ZERO);
+    assert!(broker.client.poll(&held).await.is_err(), "the value is not known");
     let (status, body) = broker.readiness().await;
     assert_eq!(status, 503, "{body}");
+    assert!(body.to_string().contains("reading current values of public.b, at"), "{body}");
     let kill = "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE database = current_database() AND active";
     assert_eq!(value_of(&locker, kill).await, "1");
     until("the stream is down", async || !broker.node().problems().is_empty()).await;

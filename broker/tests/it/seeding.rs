@@ -240,7 +240,7 @@ async fn exact_under_load(name: &str, delivery: Delivery) {
     config.source.delivery = delivery;
     config.source.seed_bytes_per_second = 8 << 20;
     // So that a restart replays a part of what was written, not all of it.
-    config.history.events = 1_000;
+    config.history.events = 3_000;
 
     let load = Load::start(&own).await;
     let mut broker = Broker::on(name, config, sql).await;
@@ -264,9 +264,15 @@ async fn exact_under_load(name: &str, delivery: Delivery) {
         let following = match run % 5 {
             // The columns in another order: the same values, read again.
             1 | 3 => {
-                turned = !turned;
+                turned ^= run % 10 < 5;
                 let following = follow(&broker, mirrors);
-                broker.node().reloader().reload(&rules(&rule(WHEN[which].0, turned))).await.unwrap();
+                let reloader = broker.node().reloader();
+                if run % 10 > 5 {
+                    // And back again before the first has settled.
+                    reloader.reload(&rules(&rule(WHEN[which].0, !turned))).await.unwrap();
+                    broker.catch_up().await;
+                }
+                reloader.reload(&rules(&rule(WHEN[which].0, turned))).await.unwrap();
                 broker.catch_up().await;
                 following
             }

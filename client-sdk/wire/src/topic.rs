@@ -182,6 +182,20 @@ impl TopicPattern {
             }
         }
     }
+
+    /// Whether some topic is asked for by both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut a, mut b) = (self.0.split('/'), other.0.split('/'));
+        loop {
+            match (a.next(), b.next()) {
+                (Some("**"), Some(_)) | (Some(_), Some("**")) | (None, None) => return true,
+                (Some("*"), Some(_)) | (Some(_), Some("*")) => {}
+                (Some(a), Some(b)) if a == b => {}
+                _ => return false,
+            }
+        }
+    }
 }
 
 impl From<Topic> for TopicPattern {
@@ -288,6 +302,22 @@ mod tests {
         assert_eq!(TopicPattern::new("**/a"), Err(TopicError::MisplacedRest));
         assert_eq!(TopicPattern::new("a*/b"), Err(TopicError::Forbidden('*')));
         assert_eq!(TopicPattern::new("a/*").unwrap().as_topic(), None);
+    }
+
+    #[test]
+    fn patterns_overlap() {
+        let check = |a: &str, b: &str, expected: bool| {
+            let (left, right): (TopicPattern, TopicPattern) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!((left.overlaps(&right), right.overlaps(&left)), (expected, expected), "{a} {b}");
+        };
+        check("vm/a", "vm/a", true);
+        check("vm/a", "vm/b", false);
+        check("vm/*", "*/a", true);
+        check("vm/*", "vm", false);
+        check("vm/*/x", "vm/**", true);
+        check("vm/**", "vm", false);
+        check("vm/**", "host/**", false);
+        check("**", "vm", true);
     }
 
     #[test]

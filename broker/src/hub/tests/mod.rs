@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Commit, Snapshot};
+use crate::event::{Commit, Outdated, Snapshot};
 
 mod values;
 

@@ -346,3 +346,59 @@ fn columns_are_not_taken_from_a_value_that_is_behind_the_seed() {
     let mut vm = feed.subscribe(&["vm/a"], From::Current);
     assert_eq!(events(&mut vm, 10), [r#"105:1 vm/a snapshot {"logs":"new"}"#]);
 }
+
+fn outdated(table: &str, topics: &[&str]) -> Note {
+    let topics = topics.iter().map(|topic| topic.parse().unwrap()).collect();
+    Note::Outdated(Arc::from([Outdated { table: table.into(), topics }]))
+}
+
+#[test]
+fn only_what_overlaps_waits_for_a_table_that_is_read_again() {
+    let mut feed = Feed::settled(1);
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    feed.send(vec![message(103, 1, "x")]);
+    let value = |feed: &Feed, topic: &str| match feed.hub.current(&Topic::new(topic).unwrap()) {
+        Current::Unsettled => "unsettled".to_owned(),
+        Current::None => "none".to_owned(),
+        Current::Value(value) => String::from_utf8(value.data().to_vec()).unwrap(),
+    };
+    feed.note(outdated("public.other", &["old/*", "new/*/x"]));
+    // From the moment on when the rules change, and until it was read to the end.
+    for step in 0..3 {
+        match step {
+            0 => {}
+            1 => feed.note(Note::SeedBegin(Arc::from(["public.other".into()]))),
+            _ => feed.end_seed("20:20:", Position::before(110)),
+        }
+        let found = ["vm/a", "vm/b", "old/1", "new/1/x", "new/1"].map(|topic| value(&feed, topic));
+        assert_eq!(found, ["1", "none", "unsettled", "unsettled", "none"], "{step}");
+        let check = |topics: &[&str], expected: &[&str]| {
+            assert_eq!(events(&mut feed.subscribe(topics, From::Current), 10), expected, "{step}");
+        };
+        check(&["vm/*"], &["101:1 vm/a snapshot 1"]);
+        check(&["vm/*", "new/**"], &[]);
+        check(&["**"], &[]);
+        assert_eq!((feed.hub.status().settled, feed.hub.outdated()), (false, vec!["public.other".into()]));
+    }
+    feed.send_upto(vec![], Position::before(110));
+    assert_eq!(events(&mut feed.subscribe(&["**"], From::Current), 10), ["101:1 vm/a snapshot 1"]);
+    assert!(feed.hub.status().settled);
+}
+
+#[test]
+fn rules_that_change_before_a_table_settles_have_it_read_again() {
+    let mut feed = Feed::settled(1);
+    let read = |feed: &mut Feed, settle| {
+        feed.begin_seed();
+        feed.seed("20:20:", vec![seeded("vm/a", "1")]);
+        feed.end_seed("20:20:", Position::before(settle));
+    };
+    feed.note(outdated("public.vms", &["vm/*"]));
+    read(&mut feed, 110);
+    feed.note(outdated("public.vms", &["vm/*", "new/*"]));
+    feed.send_upto(vec![], Position::before(110));
+    assert_eq!(feed.hub.outdated(), ["public.vms".into()]);
+    read(&mut feed, 120);
+    feed.send_upto(vec![], Position::before(120));
+    assert!(feed.hub.status().settled);
+}

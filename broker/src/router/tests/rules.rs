@@ -107,6 +107,6 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
         rule("p.new", "f/{id}", true),
         rule("p.was_state", "e/{id}", false),
     ]);
-    let changed = new.changed_state_tables(&old);
+    let changed: Vec<_> = new.outdated(&old).into_iter().map(|outdated| outdated.table).collect();
     assert_eq!(changed, ["p.gone".into(), "p.new".into(), "p.other".into(), "p.was_state".into()]);
 }

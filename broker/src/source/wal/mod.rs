@@ -96,6 +96,8 @@ pub struct Wal {
     published: Option<(Epoch, u64)>,
     /// All current values were read on that line.
     seeded: bool,
+    /// Where the reading that ended last settles.
+    settle: u64,
     /// They were read once, on whatever line: from then on every failure may pass.
     begun: bool,
     patience: Patience,
@@ -163,6 +165,7 @@ impl Wal {
             line: None,
             published: None,
             seeded: false,
+            settle: 0,
             begun: false,
             patience: Patience::default(),
             yielded: VecDeque::new(),
@@ -217,7 +220,7 @@ impl Wal {
                 // Ids of another server, or of one that lost them, say nothing here.
                 self.yielded.clear();
             }
-            (self.line, self.seeded) = (Some((start.epoch, start.from)), false);
+            (self.line, self.seeded, self.settle) = (Some((start.epoch, start.from)), false, 0);
         }
         let gate_session = gate.as_ref().map(Gate::session);
         let handover = self.lease.won(walsender, gate_session.clone(), asked_by).await?;
@@ -298,8 +301,9 @@ impl Wal {
             Step::Piece(changes) | Step::Stream(changes) => changes?,
         };
         match &changes {
-            Some(Changes::SeedEnd(_)) => {
+            Some(Changes::SeedEnd(end)) => {
                 live.seeding = None;
+                self.settle = end.settle;
                 (self.seeded, self.begun) = (true, true);
                 self.health.well(Part::Seed);
             }

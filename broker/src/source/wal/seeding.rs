@@ -36,6 +36,10 @@ impl Wal {
     /// Starts a seeding if one is due and none runs.
     pub(super) fn start_seeding(&mut self) {
         let Some(live) = &mut self.live else { return };
+        // One after the other: until the first settles, it says what the stream still brings of its rows.
+        if self.line.is_some_and(|(_, upto)| upto < self.settle) {
+            return;
+        }
         if live.seeding.is_some() || self.reread_after.is_some_and(|after| Instant::now() < after) {
             return;
         }
