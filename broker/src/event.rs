@@ -201,6 +201,9 @@ pub struct Outdated {
     pub table: Arc<str>,
     /// Where its values are told, by the rule of before and by that of now.
     pub topics: Vec<TopicPattern>,
+    /// What was told of them no longer holds, though no event says so: other rows are members, on other
+    /// topics, or with other columns.
+    pub withdrawn: bool,
 }
 
 /// What a source yields.

@@ -10,6 +10,7 @@ mod merge;
 mod registry;
 mod retained;
 mod subscription;
+mod withdrawn;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use self::history::{History, Limits};
 use self::registry::Registry;
 use self::retained::{Filling, Retained, Verdict};
 pub use self::subscription::{CurrentValues, Delivery, From, Subscription};
+use self::withdrawn::Withdrawn;
 use crate::event::{Batch, Effect, Entry, Event, Note, State};
 use crate::sabotage::{Fault, sabotaged};
 
@@ -164,15 +166,22 @@ struct Line {
     replay_until: Position,
     /// The floor was last raised to here by a gap rather than by eviction.
     gap: Position,
+    withdrawn: Withdrawn,
     encoder: Encoder,
 }
 
 impl Line {
-    /// Why a subscription at `position` cannot go on, if so.
-    fn reset_reason(&self, floor: Position, epoch: Epoch, position: Position) -> Option<ResetReason> {
+    /// Why a subscription at `position` cannot go on, if so; `withdrawn`: what it was told is void.
+    fn reset_reason(
+        &self,
+        floor: Position,
+        withdrawn: bool,
+        epoch: Epoch,
+        position: Position,
+    ) -> Option<ResetReason> {
         match () {
             () if epoch != self.epoch => Some(ResetReason::EpochChanged),
-            () if position < self.gap => Some(ResetReason::Gap),
+            () if position < self.gap || withdrawn => Some(ResetReason::Gap),
             () if position < floor => Some(ResetReason::CursorExpired),
             () => None,
         }
@@ -244,10 +253,12 @@ impl Hub {
     #[must_use]
     pub fn window(&self) -> Option<Window> {
         let inner = self.inner.lock();
-        let head = inner.line.as_ref()?.head;
+        let line = inner.line.as_ref()?;
         let behind = u64::from(sabotaged(Fault::FloorAtOldest));
-        let replay_from = inner.history.oldest().unwrap_or(head).major + behind;
-        Some(Window { quiet_from: inner.history.floor(), replay_from })
+        // A restart knows nothing of other rules before: what they withdrew, it must not take up again.
+        let withdrawn = line.withdrawn.newest();
+        let replay_from = inner.history.oldest().unwrap_or(line.head).max(withdrawn).major + behind;
+        Some(Window { quiet_from: inner.history.floor().max(withdrawn), replay_from })
     }
 
     /// The current value of a topic.
@@ -309,7 +320,14 @@ impl Inner {
                     self.history.restart(*quiet_from);
                 }
             }
-            Some(Note::Outdated(tables)) => self.retained.outdate(tables),
+            Some(Note::Outdated(tables)) => {
+                let withdrawn: Vec<_> = tables.iter().filter(|table| table.withdrawn).collect();
+                if !withdrawn.is_empty() {
+                    let topics = withdrawn.into_iter().flat_map(|table| table.topics.iter().cloned());
+                    line.withdrawn.withdraw(line.head.max(line.replay_until), topics);
+                }
+                self.retained.outdate(tables);
+            }
             Some(Note::SeedBegin(tables)) => self.retained.seed_begin(Arc::clone(tables)),
             Some(Note::Seed { snapshot, events }) => {
                 for Filling { topic, positions, data } in self.retained.seed(snapshot, events) {
@@ -320,6 +338,9 @@ impl Inner {
         }
         let as_text = || batch.upto.to_string() > line.head.to_string();
         if batch.upto > line.head && (!sabotaged(Fault::TextOrder) || as_text()) {
+            if line.withdrawn.place(batch) {
+                self.registry.notify_all(line.head, woken);
+            }
             let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);
             let (events, blind) = self.retained.take(&batch.entries[fresh..]);
             if let Some(position) = blind {
@@ -336,6 +357,7 @@ impl Inner {
             }
             line.head = batch.upto;
             self.history.evict(now);
+            line.withdrawn.forget(self.history.floor());
         }
         if self.retained.reached(line.head) {
             self.registry.wake_parked(woken);
@@ -351,6 +373,7 @@ impl Inner {
                     self.registry.notify_all(line.head, woken);
                     self.history.restart(batch.after);
                     self.retained = Retained::default();
+                    line.withdrawn = Withdrawn::default();
                     (line.gap, line.head) = (batch.after, batch.after);
                 }
                 false
@@ -364,6 +387,7 @@ impl Inner {
                     head: batch.after,
                     replay_until: batch.after,
                     gap: Position::ZERO,
+                    withdrawn: Withdrawn::default(),
                     encoder: Encoder::new(batch.epoch),
                 });
                 true

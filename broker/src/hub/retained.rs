@@ -159,7 +159,7 @@ impl Retained {
 
     /// The rules of tables changed: they are to be read, by a seeding that has not begun yet.
     pub(super) fn outdate(&mut self, tables: &[Outdated]) {
-        for Outdated { table, topics } in tables {
+        for Outdated { table, topics, .. } in tables {
             let due = self.due.entry(Arc::clone(table)).or_default();
             due.begun = false;
             due.topics.extend(topics.iter().cloned());

@@ -99,7 +99,7 @@ impl Subscription {
         from: From,
     ) -> Result<Self, SubscribeError> {
         let line = inner.line.as_ref().ok_or(SubscribeError::NotStarted)?;
-        let floor = inner.history.floor();
+        let floor = line.withdrawn.floor_of(&topics, inner.history.floor());
         // During a replay `now` is where the server is, not where the replay is.
         let now = line.head.max(line.replay_until);
         let (mut epoch, mut reset) = (line.epoch, None);
@@ -236,7 +236,11 @@ impl Subscription {
             None if self.epoch == line.epoch => self.position = self.position.max(line.head),
             None => {}
         }
-        self.reset.or_else(|| line.reset_reason(inner.history.floor(), self.epoch, self.position))
+        // Who waits for current values was told nothing yet that could be withdrawn.
+        let withdrawn = !matches!(self.values, Values::Wanted)
+            && line.withdrawn.floor_of(&self.topics, self.position) > self.position;
+        let floor = inner.history.floor();
+        self.reset.or_else(|| line.reset_reason(floor, withdrawn, self.epoch, self.position))
     }
 
     /// Takes current values if they are wanted and exact; whether nothing is left to be taken.
@@ -254,6 +258,14 @@ impl Subscription {
                 Some(topic) => values.extend(inner.retained.get(topic.as_str()).map(Arc::clone)),
                 None => values.extend(inner.retained.matching(pattern).map(Arc::clone)),
             }
+        }
+        // Where nothing lies before the floor of these topics, it need not be told that it lies behind.
+        let withdrawn = line.withdrawn.floor_of(&self.topics, self.position);
+        if withdrawn > self.position
+            && let (next, _) = find(inner, &self.topics, self.position, 1)
+            && next.first().is_none_or(|next| next.position() > withdrawn)
+        {
+            self.position = withdrawn;
         }
         // What history still tells, an event will tell.
         values.retain(|value| !inner.history.has_after(value.topic.as_str(), self.position));
@@ -298,9 +310,10 @@ impl Subscription {
     }
 
     fn begin_again(&mut self, inner: &mut Inner, reason: ResetReason) -> Delivery {
-        let floor = inner.history.floor();
+        let mut floor = inner.history.floor();
         if let Some(line) = &inner.line {
             self.epoch = line.epoch;
+            floor = line.withdrawn.floor_of(&self.topics, floor);
         }
         if let Some(waiter) = inner.registry.get(self.id) {
             waiter.pending_after = Some(floor);

@@ -133,8 +133,12 @@ impl Router {
         tables.dedup();
         let outdated = |table: Arc<str>| {
             let rules = [old, self].map(|router| router.rule(&table).map(|(_, rule)| rule));
-            let topics = rules.into_iter().flatten().filter_map(|rule| rule.template.pattern()).collect();
-            Outdated { table, topics }
+            let withdrawn =
+                rules[0].is_some_and(|old| old.state && !rules[1].is_some_and(|new| new.keeps(old)));
+            let mut topics: Vec<_> =
+                rules.into_iter().flatten().filter_map(|rule| rule.template.pattern()).collect();
+            topics.dedup();
+            Outdated { table, topics, withdrawn }
         };
         tables.into_iter().map(outdated).collect()
     }

@@ -114,6 +114,14 @@ impl Rule {
         })
     }
 
+    /// Whether everything that `old` told of current values is still true.
+    pub(super) fn keeps(&self, old: &Self) -> bool {
+        let columns =
+            |rule: &Self| rule.columns.as_ref().map(|names| names.iter().cloned().collect::<HashSet<_>>());
+        let same = |of: fn(&RuleConfig) -> (&str, Option<&str>)| of(&self.config) == of(&old.config);
+        self.state && same(|rule| (&rule.topic, rule.when.as_deref())) && columns(self) == columns(old)
+    }
+
     /// The columns that it names, for topic, data or condition, each once; `None` if it publishes all.
     pub(super) fn reads(&self) -> Option<Vec<Arc<str>>> {
         self.columns.as_ref()?;

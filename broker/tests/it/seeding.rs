@@ -276,13 +276,13 @@ async fn exact_under_load(name: &str, delivery: Delivery) {
                 broker.catch_up().await;
                 following
             }
-            // Another condition: what is no member any more is nobody's event, so followers begin anew.
+            // Another condition: what is no member any more is nobody's event, so followers are told to begin anew.
             2 => {
                 which = 1 - which;
+                let following = follow(&broker, mirrors);
                 broker.node().reloader().reload(&rules(&rule(WHEN[which].0, turned))).await.unwrap();
                 broker.catch_up().await;
-                broker.catch_up().await;
-                follow(&broker, transports.map(|transport| Mirror::new(transport, After::Current)).into())
+                following
             }
             _ => {
                 broker.stop().await.unwrap();

@@ -347,9 +347,9 @@ fn columns_are_not_taken_from_a_value_that_is_behind_the_seed() {
     assert_eq!(events(&mut vm, 10), [r#"105:1 vm/a snapshot {"logs":"new"}"#]);
 }
 
-fn outdated(table: &str, topics: &[&str]) -> Note {
+fn outdated(table: &str, topics: &[&str], withdrawn: bool) -> Note {
     let topics = topics.iter().map(|topic| topic.parse().unwrap()).collect();
-    Note::Outdated(Arc::from([Outdated { table: table.into(), topics }]))
+    Note::Outdated(Arc::from([Outdated { table: table.into(), topics, withdrawn }]))
 }
 
 #[test]
@@ -362,7 +362,7 @@ fn only_what_overlaps_waits_for_a_table_that_is_read_again() {
         Current::None => "none".to_owned(),
         Current::Value(value) => String::from_utf8(value.data().to_vec()).unwrap(),
     };
-    feed.note(outdated("public.other", &["old/*", "new/*/x"]));
+    feed.note(outdated("public.other", &["old/*", "new/*/x"], false));
     // From the moment on when the rules change, and until it was read to the end.
     for step in 0..3 {
         match step {
@@ -393,12 +393,50 @@ fn rules_that_change_before_a_table_settles_have_it_read_again() {
         feed.seed("20:20:", vec![seeded("vm/a", "1")]);
         feed.end_seed("20:20:", Position::before(settle));
     };
-    feed.note(outdated("public.vms", &["vm/*"]));
+    feed.note(outdated("public.vms", &["vm/*"], false));
     read(&mut feed, 110);
-    feed.note(outdated("public.vms", &["vm/*", "new/*"]));
+    feed.note(outdated("public.vms", &["vm/*", "new/*"], false));
     feed.send_upto(vec![], Position::before(110));
     assert_eq!(feed.hub.outdated(), ["public.vms".into()]);
     read(&mut feed, 120);
     feed.send_upto(vec![], Position::before(120));
     assert!(feed.hub.status().settled);
+}
+
+#[test]
+fn who_followed_topics_of_a_rule_that_changed_begins_anew() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 10, "vm/a", "1"), put(101, 10, "vm/b", "1")]);
+    let mut live = feed.subscribe(&["vm/*"], From::Now);
+    let mut other = feed.subscribe(&["x"], From::Now);
+    // A long-poll that is between two requests.
+    let between = From::After(feed.hub.head().unwrap());
+    assert_eq!(events(&mut live, 10), [""; 0]);
+    feed.note(outdated("public.vms", &["vm/*"], true));
+    let mut newcomer = feed.subscribe(&["vm/*"], From::Current);
+    assert_eq!(events(&mut newcomer, 10), [""; 0]);
+    feed.begin_seed();
+    feed.seed("20:20:", vec![seeded("vm/b", "1")]);
+    feed.end_seed("20:20:", Position::before(110));
+    // The next transaction may lie where the last one ended.
+    feed.send_upto(vec![message(102, 1, "x")], Position::before(103));
+    assert_eq!(events(&mut live, 10), ["reset Gap"]);
+    assert_eq!(events(&mut other, 10), ["102:1 x message 1"]);
+    feed.send_upto(vec![], Position::before(110));
+    for mut told_before in [live, feed.subscribe(&["vm/*", "x"], between)] {
+        if told_before.topics().len() > 1 {
+            assert_eq!(events(&mut told_before, 10), ["reset Gap"]);
+        }
+        assert_eq!(events(&mut told_before, 10), ["110:0 vm/b snapshot 1"]);
+        assert_eq!(events(&mut told_before, 10), [""; 0]);
+        let mut again = feed.subscribe(&["vm/*"], From::After(told_before.bookmark()));
+        assert_eq!(events(&mut again, 10), [""; 0]);
+    }
+    assert_eq!(events(&mut newcomer, 10), ["110:0 vm/b snapshot 1"]);
+    assert_eq!(events(&mut newcomer, 10), [""; 0]);
+    assert_eq!(events(&mut feed.subscribe(&["vm/*"], From::Earliest), 10), ["110:0 vm/b snapshot 1"]);
+    // Others go on from where they were, but not over a restart.
+    assert_eq!(events(&mut feed.subscribe(&["x"], between), 10), ["102:1 x message 1"]);
+    let withdrawn = Window { quiet_from: Position::before(103), replay_from: 103 };
+    assert_eq!(feed.hub.window(), Some(withdrawn));
 }

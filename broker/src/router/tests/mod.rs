@@ -11,7 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Config, Router, Routing, RuleConfig};
-use crate::event::{Cell, Change, ChangeKind, Column, Commit, Effect, Entry, Event, OldRow, Relation, Row};
+use crate::event::{
+    Cell, Change, ChangeKind, Column, Commit, Effect, Entry, Event, OldRow, Outdated, Relation, Row,
+};
 use crate::value::ValueKind;
 
 /// A rule as `walcast.toml` writes it, without `[[table]]`.

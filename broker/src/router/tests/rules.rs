@@ -1,5 +1,7 @@
 //! Which rules are taken, and what is said of the others.
 
+use walcast_wire::TopicPattern;
+
 use super::super::TableRule;
 use super::*;
 
@@ -92,6 +94,10 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
         when: None,
         column_list: false,
     };
+    let columns = |name, topic, columns: &[&str]| RuleConfig {
+        columns: Some(columns.iter().map(ToString::to_string).collect()),
+        ..rule(name, topic, true)
+    };
     let router = |rules: &[RuleConfig]| Router::new(rules, Config::default()).unwrap();
     let old = router(&[
         rule("p.same", "a/{id}", true),
@@ -99,6 +105,9 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
         rule("p.gone", "c/{id}", true),
         rule("p.plain", "d/{id}", false),
         rule("p.was_state", "e/{id}", true),
+        columns("p.order", "g/{id}", &["id", "n"]),
+        columns("p.columns", "h/{id}", &["id"]),
+        RuleConfig { when: Some("data.n > 1".into()), ..rule("p.when", "i/{id}", true) },
     ]);
     let new = router(&[
         rule("p.same", "a/{id}", true),
@@ -106,7 +115,25 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
         rule("p.plain", "dd/{id}", false),
         rule("p.new", "f/{id}", true),
         rule("p.was_state", "e/{id}", false),
+        columns("p.order", "g/{id}", &["n", "id"]),
+        columns("p.columns", "h/{id}", &["id", "n"]),
+        RuleConfig { when: Some("data.n > 2".into()), ..rule("p.when", "i/{id}", true) },
     ]);
-    let changed: Vec<_> = new.outdated(&old).into_iter().map(|outdated| outdated.table).collect();
-    assert_eq!(changed, ["p.gone".into(), "p.new".into(), "p.other".into(), "p.was_state".into()]);
+    let mut told = Vec::new();
+    for Outdated { table, topics, withdrawn } in new.outdated(&old) {
+        let topics: Vec<_> = topics.iter().map(TopicPattern::as_str).collect();
+        told.push(format!("{table} {} {withdrawn}", topics.join(" ")));
+    }
+    assert_eq!(
+        told,
+        [
+            "p.columns h/* true",
+            "p.gone c/* true",
+            "p.new f/* false",
+            "p.order g/* false",
+            "p.other b/* bb/* true",
+            "p.was_state e/* true",
+            "p.when i/* true"
+        ]
+    );
 }

@@ -5,7 +5,7 @@
 //! is equal, byte for byte, to the streamed one. Which streamed transactions the rows contain follows from
 //! `pg_current_snapshot()`, by transaction id and never by LSN.
 //!
-//! It runs on a session that nobody else uses meanwhile. It never writes, and dropping its future rolls
+//! It runs on a session that nobody else uses meanwhile. It writes nothing but an empty message, and dropping its future rolls
 //! the transaction back. It holds ACCESS SHARE locks until the end: they stop no reader and no writer, but
 //! ALTER TABLE, and whatever queues behind that, waits.
 
@@ -205,6 +205,7 @@ async fn run(
         reader.read(table, wanted.columns.as_deref()).await?;
     }
     transaction.commit().await?;
+    move_on(client).await;
 
     const SETTLE: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_size_bytes(
         pg_catalog.current_setting('wal_segment_size'))";
@@ -212,6 +213,22 @@ async fn run(
     let (settle, segment_bytes): (PgLsn, i64) = (row.try_get(0)?, row.try_get(1)?);
     let settle = end_of_records(settle.into(), segment_bytes.unsigned_abs());
     out.send(Changes::SeedEnd(SeedEnd { snapshot, settle })).await.map_err(unwanted)
+}
+
+/// Writes a record that means nothing, so that on a server where nothing else happens, too, the settle point lies
+/// behind what clients were told before.
+async fn move_on(client: &mut Client) {
+    const RECORD: &str = "SET LOCAL synchronous_commit = local;
+        SELECT pg_catalog.pg_logical_emit_message(true, 'walcast-seed', '')";
+    let written = async {
+        let transaction = client.build_transaction().read_only(false).start().await?;
+        transaction.batch_execute(RECORD).await?;
+        transaction.commit().await
+    };
+    if let Err(error) = written.await {
+        // Whatever is written next does as well.
+        tracing::debug!("no record behind a seed: {}", describe(&error));
+    }
 }
 
 async fn wait_until_visible(client: &Client, yielded: &[u32]) -> Result<(), SeedError> {

@@ -1,0 +1,67 @@
+//! Topics of which what was told no longer holds, since the rules changed: who followed them begins anew.
+//!
+//! A rule that changes tells nobody of the rows that are no members any more. So its topics get a floor of their
+//! own. It lies at a position that no cursor can have yet, or those who were told before could not be told
+//! from those who were told after.
+
+use walcast_wire::{Position, TopicPattern};
+
+use super::Batch;
+
+/// Floors kept; beyond it the two oldest become one.
+const FLOORS_MAX: usize = 16;
+
+#[derive(Debug, Default)]
+pub(super) struct Withdrawn {
+    /// Waits for a major number above this one.
+    pending: Option<(Position, Vec<TopicPattern>)>,
+    /// In order.
+    floors: Vec<(Position, Vec<TopicPattern>)>,
+}
+
+impl Withdrawn {
+    /// What was told of these is void. Cursors up to `newest` may exist.
+    pub(super) fn withdraw(&mut self, newest: Position, topics: impl IntoIterator<Item = TopicPattern>) {
+        let (above, pending) = self.pending.get_or_insert_default();
+        *above = newest.max(*above);
+        pending.extend(topics);
+    }
+
+    /// Gives what is withdrawn its floor, if this batch goes on far enough; whether it does.
+    pub(super) fn place(&mut self, batch: &Batch) -> bool {
+        let Some((above, _)) = &self.pending else { return false };
+        let major = above.major;
+        let beyond = |position: &Position| position.major > major;
+        let next = batch.entries.iter().map(|entry| Position::before(entry.position().major)).find(beyond);
+        let Some(floor) = next.or(Some(batch.upto).filter(beyond)) else { return false };
+        self.floors.extend(self.pending.take().map(|(_, topics)| (floor, topics)));
+        if self.floors.len() > FLOORS_MAX {
+            let (_, topics) = self.floors.remove(0);
+            self.floors[0].1.extend(topics);
+        }
+        for (_, topics) in &mut self.floors {
+            topics.sort_unstable();
+            topics.dedup();
+        }
+        true
+    }
+
+    /// Floors at or below that of all history say nothing more.
+    pub(super) fn forget(&mut self, floor: Position) {
+        self.floors.retain(|(own, _)| *own > floor);
+    }
+
+    /// Where, above `position`, the newest thing ends that is void of what was told of these topics; else `position`.
+    pub(super) fn floor_of(&self, topics: &[TopicPattern], position: Position) -> Position {
+        let overlap = |withdrawn: &[TopicPattern]| {
+            withdrawn.iter().any(|withdrawn| topics.iter().any(|topic| withdrawn.overlaps(topic)))
+        };
+        let mut above = self.floors.iter().rev().take_while(|(floor, _)| *floor > position);
+        above.find(|(_, topics)| overlap(topics)).map_or(position, |(floor, _)| *floor)
+    }
+
+    /// The newest floor.
+    pub(super) fn newest(&self) -> Position {
+        self.floors.last().map_or(Position::ZERO, |floor| floor.0)
+    }
+}
