@@ -1,11 +1,13 @@
 # Demo and tests start servers of their own. `make demo ARGS="--vms 5000"` passes arguments on.
-.PHONY: setup build demo test soak check doc fmt clean
+# The tests also want a newer Postgres than most machines have.
+.PHONY: setup newer build demo test soak check doc fmt clean
 
 setup: ; @scripts/setup
+newer: ; @scripts/setup --newer-postgres
 build: setup ; cargo build --release --locked --workspace
 demo: setup ; cargo run --release --locked -p walcast -- demo $(ARGS)
-test: setup check ; cargo test --workspace --locked
-soak: setup ; WALCAST_SOAK=1 cargo test --workspace --locked
+test: newer check ; cargo test --workspace --locked
+soak: newer ; WALCAST_SOAK=1 cargo test --workspace --locked
 check: setup ; scripts/check
 doc: ; cargo doc --no-deps --workspace --locked --open
 fmt: ; cargo fmt --all

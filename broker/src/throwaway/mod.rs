@@ -80,10 +80,12 @@ impl Default for Options {
 }
 
 impl Options {
-    /// For tests: no fsync, and room for many databases with a slot each.
+    /// For tests: no fsync, and room for many databases with a slot each. `WALCAST_TEST_POSTGRES` names the
+    /// directory of the programs, to run them against another version than the machine's.
     #[must_use]
     pub fn for_tests() -> Self {
         Self {
+            bin_dir: std::env::var_os("WALCAST_TEST_POSTGRES").map(PathBuf::from),
             fsync: false,
             max_connections: 300,
             max_replication_slots: 100,
