@@ -212,8 +212,17 @@ struct FoundPartition {
     identity: FoundIdentity,
 }
 
+/// Schemas that a publication has as a whole, which is possible from Postgres 15 on.
+const WHOLE_SCHEMAS: &str = "SELECT pnpubid AS pub, pnnspid AS schema FROM pg_publication_namespace";
+const NO_SCHEMAS: &str = "SELECT NULL::oid AS pub, NULL::oid AS schema WHERE false";
+
+/// Behind [`WHOLE_SCHEMAS`] or its like. What is published is read from the catalog itself: from Postgres 18 on the view
+/// `pg_publication_tables` waits for whoever has locked a table. A row may name a table that is left out, from 19 on.
 const FACTS: &str = "
-    WITH wanted AS (
+    ), listed AS (
+        SELECT r.prpubid AS pub, r.prrelid AS rel, coalesce((to_jsonb(r)->>'prexcept')::bool, false) AS less
+        FROM pg_publication_rel r
+    ), wanted AS (
         SELECT c.*, n.nspname || '.' || c.relname AS name
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname = ANY ($1::text[])
@@ -248,8 +257,10 @@ const FACTS: &str = "
             WHERE i.indrelid = w.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
               AND i.indexprs IS NULL), '[]'),
         'published', EXISTS (
-            SELECT FROM pg_publication_tables p
-            WHERE p.pubname = $2 AND p.schemaname || '.' || p.tablename = w.name),
+            SELECT FROM pg_publication p WHERE p.pubname = $2 AND (
+                p.puballtables AND NOT EXISTS (SELECT FROM listed l WHERE l.pub = p.oid AND l.rel = w.oid AND l.less)
+                OR EXISTS (SELECT FROM listed l WHERE l.pub = p.oid AND l.rel = w.oid AND NOT l.less)
+                OR EXISTS (SELECT FROM whole_schema n WHERE n.pub = p.oid AND n.schema = w.relnamespace))),
         'partitions', coalesce((
             SELECT json_agg(json_build_object('name', l.oid::regclass::text, 'identity', i.identity))
             FROM leaf l JOIN identity i ON i.oid = l.oid WHERE l.root = w.oid), '[]')
@@ -257,7 +268,11 @@ const FACTS: &str = "
 
 async fn facts(client: &Client, tables: &[Arc<str>], publication: &str) -> Result<Vec<TableFacts>, Failure> {
     let names: Vec<&str> = tables.iter().map(|name| &**name).collect();
-    let rows = client.query(FACTS, &[&names, &publication]).await.map_err(failed)?;
+    let version = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await;
+    let version: i32 = version.and_then(|row| row.try_get(0)).map_err(failed)?;
+    let schemas = if version >= 150_000 { WHOLE_SCHEMAS } else { NO_SCHEMAS };
+    let facts = format!("WITH whole_schema AS ({schemas} {FACTS}");
+    let rows = client.query(&facts, &[&names, &publication]).await.map_err(failed)?;
     rows.iter()
         .map(|row| {
             let text: &str = row.try_get(0).map_err(failed)?;
