@@ -15,6 +15,8 @@ pub struct SourceFacts {
     pub wal_keep_bytes_max: Option<u64>,
     /// The server's `idle_replication_slot_timeout`, from Postgres 18 on; `None` without one.
     pub idle_slot_timeout_seconds: Option<f64>,
+    /// The standbys among the hosts of the connection string, from Postgres 17 on.
+    pub standbys: Vec<StandbyFacts>,
     /// The oldest transaction that has written and is open.
     pub oldest_transaction: Option<TransactionFacts>,
     /// `none`, `shrink` (the window shrinks to let WAL go) or `give_up`.
@@ -44,6 +46,29 @@ pub struct SlotFacts {
     pub failover: Option<bool>,
     /// Whether it is such a copy; `None` before Postgres 17.
     pub synced: Option<bool>,
+}
+
+/// A standby.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StandbyFacts {
+    /// Host and port.
+    pub host: String,
+    /// Whether the floor is there, too.
+    pub copy: Copy,
+}
+
+/// What a standby has of the floor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Copy {
+    /// A copy that is there after a promotion.
+    Lasting,
+    /// A copy that a promotion would drop, for it keeps less than the floor.
+    Passing,
+    /// None.
+    None,
+    /// It does not say.
+    Unknown(String),
 }
 
 /// An open transaction.

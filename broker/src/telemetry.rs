@@ -150,6 +150,8 @@ declare! {
         "transactions since the oldest whose catalog rows a slot keeps from vacuum; labels source, slot";
     gauge SLOT_FAILOVER = "walcast_slot_failover",
         "1 if standbys may copy the slot, from Postgres 17 on; labels source, slot";
+    gauge STANDBYS_UNSYNCED = "walcast_standbys_unsynced",
+        "standbys of the connection string that have no lasting copy of the floor slot; label source";
     gauge SLOT_PRESSURE = "walcast_slot_pressure",
         "0 none, 1 the window shrinks to let WAL go, 2 the slots were given up; label source";
     gauge SLOT_KEEP_BYTES_MAX = "walcast_slot_keep_bytes_max",

@@ -20,7 +20,7 @@ const VMS: &str =
 const RULE: &str = "[[table]]\nname = 'public.vms'\ntopic = 'vm/{host}'\nstate = true";
 
 /// A standby, in a directory that goes with its primary's.
-struct Standby {
+pub(crate) struct Standby {
     bin: PathBuf,
     directory: PathBuf,
     owner: (u32, u32),
@@ -28,7 +28,7 @@ struct Standby {
 }
 
 impl Standby {
-    fn port() -> u16 {
+    pub(crate) fn port() -> u16 {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
@@ -40,7 +40,7 @@ impl Standby {
         assert!(status.success(), "{program}: {status}");
     }
 
-    async fn pg_ctl(&self, verb: &str, more: &[&str]) {
+    pub(crate) async fn pg_ctl(&self, verb: &str, more: &[&str]) {
         let directory = self.directory.display().to_string();
         let args = ["-w", "-D", &directory, verb].into_iter().chain(more.iter().copied());
         self.run("pg_ctl", args.map(str::to_owned).collect()).await;
@@ -53,13 +53,24 @@ impl Standby {
 
     /// Of this primary.
     async fn of(server: &Server, port: u16) -> Self {
+        Self::copied(server, port, &[]).await
+    }
+
+    /// The same, with all that it takes to copy slots but for `sync_replication_slots`; its own slot is `slot`.
+    pub(crate) async fn synced(server: &Server, port: u16, slot: &str) -> Self {
+        server.sql("ALTER SYSTEM SET hot_standby_feedback = on");
+        Self::copied(server, port, &["-C", "-S", slot]).await
+    }
+
+    async fn copied(server: &Server, port: u16, more: &[&str]) -> Self {
         let owner = fs::metadata(&server.directory).unwrap();
         let directory = server.directory.with_file_name("standby");
         let standby = Self { bin: server.bin_dir(), directory, owner: (owner.uid(), owner.gid()), port };
-        let from = format!("host=127.0.0.1 port={} user=postgres", server.port);
+        let from = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", server.port);
         let to = standby.directory.display().to_string();
         let args = ["-d", &from, "-D", &to, "-R", "-X", "stream", "-c", "fast", "--no-sync"];
-        standby.run("pg_basebackup", args.map(str::to_owned).into()).await;
+        let args = args.iter().chain(more).map(|arg| (*arg).to_owned());
+        standby.run("pg_basebackup", args.collect()).await;
         standby.start().await;
         standby
     }

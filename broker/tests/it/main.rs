@@ -19,6 +19,7 @@ mod lease;
 mod liveness;
 mod memory;
 mod messages;
+mod newer;
 mod order;
 mod postgres;
 mod protocol;

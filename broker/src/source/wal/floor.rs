@@ -16,7 +16,9 @@ use walcast_wire::Position;
 
 use super::connect::literal;
 use super::retention::Pressure;
-use super::slots::Slots;
+use super::slots::{NO_STANDBYS, STANDBYS_CONFIRMED, Slots};
+use super::standby;
+use crate::facts::Copy;
 use crate::health::Part;
 use crate::hub::Hub;
 use crate::postgres::{Session, describe};
@@ -51,6 +53,8 @@ pub(super) struct Floor {
     pub(super) wal_bytes: u64,
     /// How urgently WAL has to be let go.
     pub(super) pressure: watch::Receiver<Pressure>,
+    /// What standbys have of the floor, where they can have it.
+    pub(super) standbys: Option<standby::Seen>,
 }
 
 impl Floor {
@@ -98,16 +102,21 @@ impl Floor {
         // Above the window events are given up, and so is every cursor below.
         let quiet_from = window.map(|window| window.quiet_from).filter(|_| lsn <= replay_from);
         let quiet_from = quiet_from.unwrap_or(Position::before(lsn));
-        Target { lsn, quiet_from, held: lsn < acknowledged, urgent }
+        let passing = |seen: &standby::Seen| seen.borrow().iter().any(|one| one.copy == Copy::Passing);
+        let sought = self.standbys.as_ref().is_some_and(passing);
+        Target { lsn, quiet_from, held: lsn < acknowledged, urgent, sought }
     }
 
     /// Moves the floor up behind the window. Repeated also without anything new where there is no window:
     /// `restart_lsn` follows only once an advance has passed a record of running transactions, which may come later.
     async fn advance(&mut self, pace: &mut Pace) -> Result<(), String> {
-        const LOOK: &str = "
-            SELECT f.confirmed_flush_lsn, f.restart_lsn, l.restart_lsn
-            FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
-            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
+        let standbys = if self.standbys.is_some() { STANDBYS_CONFIRMED } else { NO_STANDBYS };
+        let look = format!(
+            "SELECT f.confirmed_flush_lsn, f.restart_lsn, l.restart_lsn,
+                   CASE WHEN (to_jsonb(f)->>'failover')::bool THEN s.lsn END, s.gone
+            FROM {standbys} AS s, pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
+            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3"
+        );
         // Before the slot moves: a broker that ends in between leaves a word that is true of the old place, too. It
         // outlives every crash that the slot's new place outlives. `moved_upto` never falls: what another broker was
         // about to do may still come.
@@ -128,7 +137,7 @@ impl Floor {
         let mut session = self.slots.companion.lock().await.map_err(|error| error.to_string())?;
         let failed = |error: tokio_postgres::Error| describe(&error);
         let (live, walsender, slot) = (&self.slots.live, &self.slots.walsender, &self.slots.floor);
-        let row = session.query_opt(LOOK, &[live, walsender, slot]).await.map_err(failed)?;
+        let row = session.query_opt(&look, &[live, walsender, slot]).await.map_err(failed)?;
         let Some(row) = row else { return Ok(()) };
         let lsn = |column: usize| row.try_get::<_, Option<PgLsn>>(column).map_err(failed);
         let (Some(confirmed), Some(floor), Some(live_restart)) = (lsn(0)?, lsn(1)?, lsn(2)?) else {
@@ -137,16 +146,26 @@ impl Floor {
         let seen =
             Seen { confirmed: confirmed.into(), restart: floor.into(), live_restart: live_restart.into() };
         let start = Instant::now();
-        if pace.moves(&target, &seen, start) {
+        let goal = match lsn(3)?.map(u64::from) {
+            Some(confirmed) => target.up_to(confirmed),
+            None => target,
+        };
+        let gone: Option<String> = row.try_get(4).map_err(failed)?;
+        if pace.moves(&goal, &seen, start) {
             let (quiet, ordinal) =
-                (PgLsn::from(target.quiet_from.major), target.quiet_from.ordinal.cast_signed());
-            let to = PgLsn::from(target.lsn);
+                (PgLsn::from(goal.quiet_from.major), goal.quiet_from.ordinal.cast_signed());
+            let to = PgLsn::from(goal.lsn);
             let write: [&(dyn ToSql + Sync); 6] = [live, walsender, slot, &quiet, &ordinal, &to];
             if session.execute(WRITE, &write).await.map_err(failed)? == 0 {
                 return Ok(());
             }
             session.execute(MOVE, &[live, walsender, slot, &to]).await.map_err(failed)?;
             pace.moved(&seen, start.elapsed(), Instant::now());
+        } else if let Some(gone) = gone.filter(|_| pace.moves(&target, &seen, start)) {
+            return Err(format!(
+                "synchronized_standby_slots has standbys that are not connected, and nothing moves a failover slot past \
+                 what they have: bring them back, or take their slots ({gone}) out of that setting"
+            ));
         }
         if !target.held && pace.asks(target.lsn, seen.live_restart, start) {
             ask_for_record(&mut session, &self.slots.mark).await;
@@ -197,6 +216,7 @@ pub(super) async fn ask_for_record(session: &mut Session, mark: &str) {
 }
 
 /// Where the floor is to be.
+#[derive(Clone, Copy)]
 struct Target {
     lsn: u64,
     /// Nothing was published between here and `lsn`.
@@ -205,6 +225,24 @@ struct Target {
     held: bool,
     /// WAL must be let go.
     urgent: bool,
+    /// A standby can keep its copy only once the floor has moved.
+    sought: bool,
+}
+
+impl Target {
+    /// The same, but no further than this: an advance past what the listed standbys have waits for them without end,
+    /// and everybody else for the session.
+    fn up_to(self, lsn: u64) -> Self {
+        if self.lsn <= lsn {
+            return self;
+        }
+        Self { lsn, quiet_from: self.quiet_from.min(Position::before(lsn)), held: true, ..self }
+    }
+
+    /// The least gain for which the floor moves.
+    const fn step(&self) -> u64 {
+        if self.sought { 1 } else { STEP_BYTES }
+    }
 }
 
 /// Where the slots are.
@@ -241,7 +279,8 @@ impl Pace {
         let gain = target.lsn.saturating_sub(seen.confirmed);
         let follows = !target.held && target.lsn >= seen.confirmed && seen.restart < seen.live_restart;
         let news = self.last_restarts != [seen.restart, seen.live_restart];
-        rested && gain >= STEP_BYTES || follows && target.lsn - seen.restart >= STEP_BYTES && (rested || news)
+        let step = target.step();
+        rested && gain >= step || follows && target.lsn - seen.restart >= step && (rested || news)
     }
 
     fn moved(&mut self, seen: &Seen, took: Duration, now: Instant) {

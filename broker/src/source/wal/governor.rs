@@ -17,8 +17,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::floor::ask_for_record;
 use super::retention::{LOOK, Positions, Pressure, advice, cause, losing, next_look};
-use super::slots::Slots;
-use crate::facts::{SlotFacts, SourceFacts, TransactionFacts};
+use super::slots::{STANDBYS_CONFIRMED, Slots};
+use super::standby;
+use crate::facts::{Copy, SlotFacts, SourceFacts, TransactionFacts};
 use crate::health::Part;
 use crate::postgres::{Session, describe};
 use crate::telemetry as names;
@@ -43,6 +44,8 @@ pub(super) struct Governor {
     pub(super) slots: Slots,
     /// Told to the floor's mover, and to the stream, which ends when the slots were given up.
     pub(super) pressure: watch::Sender<Pressure>,
+    /// What standbys have of the floor, where they can have it.
+    pub(super) standbys: Option<standby::Seen>,
 }
 
 /// What is remembered from look to look.
@@ -219,6 +222,7 @@ impl Governor {
             }
         }
         sight.facts.slots = slots;
+        sight.facts.standbys = self.standbys.as_ref().map_or_else(Vec::new, |seen| seen.borrow().clone());
         let seconds = |row: &Row, column| {
             some::<f64>(row, column).map(|seconds| seconds.map(|seconds| seconds.max(0.0) as u64))
         };
@@ -249,6 +253,8 @@ impl Governor {
         let source = |name| gauge!(name, names::LABEL_SOURCE => self.slots.floor.clone());
         source(names::SLOT_PRESSURE).set(f64::from(pressure as u8));
         source(names::SLOT_KEEP_BYTES_MAX).set(facts.wal_keep_bytes_max.map_or(-1.0, |bytes| bytes as f64));
+        let lacking = facts.standbys.iter().filter(|standby| standby.copy != Copy::Lasting).count();
+        source(names::STANDBYS_UNSYNCED).set(lacking as f64);
         let seconds = facts.oldest_transaction.as_ref().map_or(0, |open| open.seconds);
         source(names::OLDEST_TRANSACTION_SECONDS).set(seconds as f64);
         for which in SLOTS {
@@ -302,11 +308,14 @@ impl Governor {
 
     /// Moves the floor to where it is, which counts as use.
     async fn touch_floor(&self, session: &Session) -> Result<(), tokio_postgres::Error> {
-        const TOUCH: &str = "
-            SELECT (pg_catalog.pg_replication_slot_advance(f.slot_name, f.confirmed_flush_lsn)).end_lsn
-            FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
-            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
-        session.execute(TOUCH, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
+        // Not while that would wait for a standby.
+        let touch = format!(
+            "SELECT (pg_catalog.pg_replication_slot_advance(f.slot_name, f.confirmed_flush_lsn)).end_lsn
+            FROM {STANDBYS_CONFIRMED} AS s, pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
+            WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3
+                AND (s.lsn IS NULL OR s.lsn >= f.confirmed_flush_lsn)"
+        );
+        session.execute(&touch, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
         Ok(())
     }
 }
@@ -317,7 +326,7 @@ struct Blind<'a>(&'a Governor);
 
 impl Drop for Blind<'_> {
     fn drop(&mut self) {
-        let Governor { slots, pressure } = self.0;
+        let Governor { slots, pressure, standbys: _ } = self.0;
         for which in SLOTS {
             SLOT_GAUGES.iter().for_each(|name| self.0.set(name, which, f64::NAN));
         }
@@ -326,6 +335,7 @@ impl Drop for Blind<'_> {
             source(names::SLOT_PRESSURE).set(f64::NAN);
         }
         source(names::SLOT_KEEP_BYTES_MAX).set(f64::NAN);
+        source(names::STANDBYS_UNSYNCED).set(f64::NAN);
         source(names::OLDEST_TRANSACTION_SECONDS).set(f64::NAN);
         [Part::Slot, Part::Retention].into_iter().for_each(|part| slots.health.well(part));
         slots.health.sees_nothing();

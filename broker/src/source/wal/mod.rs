@@ -10,6 +10,7 @@
 //! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
 //! - [`floor`]: moves the persistent slot up behind the window that a restart reads again
 //! - [`governor`]: looks at both slots, and lets WAL go in time; [`retention`]: what its figures mean
+//! - [`standby`]: asks standbys whether they have the floor, too
 //!
 //! The live slot is acknowledged promptly, always: a server cannot stop while a walsender's client holds its
 //! flush position back.
@@ -48,6 +49,7 @@ mod retention;
 pub mod seed;
 mod seeding;
 mod slots;
+mod standby;
 pub mod types;
 
 pub use config::{Config, Delivery, Replay};
@@ -119,6 +121,7 @@ struct Live {
     since: Instant,
     _floor: AbortOnDropHandle<()>,
     _governor: AbortOnDropHandle<()>,
+    _standbys: Option<AbortOnDropHandle<()>>,
 }
 
 /// What may end a stream, beside itself.
@@ -192,7 +195,9 @@ impl Wal {
         let (acknowledged, watched) = watch::channel(0);
         let (sender, pressure) = watch::channel(Pressure::None);
         let slots = Slots::new(&self.config, &self.companion, &self.health, walsender);
-        let governor = Governor { slots: slots.clone(), pressure: sender };
+        let asked = standing.has_failover_slots().then(|| standby::watch(&self.target, &self.config.slot));
+        let (standbys, seen) = asked.unzip();
+        let governor = Governor { slots: slots.clone(), pressure: sender, standbys: seen.clone() };
         let floor = Floor {
             slots,
             acknowledged: watched,
@@ -200,6 +205,7 @@ impl Wal {
             wal_bytes: self.replay.wal_bytes,
             pressure: pressure.clone(),
             replay_until: start.replay_until,
+            standbys: seen,
         };
         let mut companion = self.companion.watch();
         companion.mark_unchanged();
@@ -250,6 +256,7 @@ impl Wal {
             since: Instant::now(),
             _floor: floor.spawn(),
             _governor: governor.spawn(),
+            _standbys: standbys,
         })
     }
 

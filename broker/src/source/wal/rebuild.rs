@@ -140,6 +140,11 @@ impl Standing {
         self.quiet.filter(|(_, upto)| lsn <= *upto).map(|(from, _)| from)
     }
 
+    /// Whether standbys of this server can copy slots.
+    pub(super) const fn has_failover_slots(&self) -> bool {
+        self.version >= FAILOVER_VERSION
+    }
+
     /// Why slot and generation have to be made anew, if so.
     fn reason(&self) -> Option<Reason> {
         match &self.slot {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::facts::{SlotFacts, SourceFacts, TransactionFacts};
+use crate::facts::{Copy, SlotFacts, SourceFacts, StandbyFacts, TransactionFacts};
 
 /// The longest pause between two looks at the slots,
 pub(super) const LOOK: Duration = Duration::from_secs(5);
@@ -174,6 +174,7 @@ pub(super) fn advice(facts: &SourceFacts, freeze_age: i64) -> Option<String> {
                 .to_owned(),
         );
     }
+    advice.extend(facts.standbys.iter().filter_map(lacking));
     let shortest = (LOOK * IDLE_LOOKS_MIN).as_secs_f64();
     if let Some(seconds) = facts.idle_slot_timeout_seconds.filter(|seconds| *seconds < shortest) {
         advice.push(format!(
@@ -182,6 +183,26 @@ pub(super) fn advice(facts: &SourceFacts, freeze_age: i64) -> Option<String> {
         ));
     }
     (!advice.is_empty()).then(|| advice.join("; "))
+}
+
+/// What a failover to this standby would lack, and the remedy.
+fn lacking(standby: &StandbyFacts) -> Option<String> {
+    let host = &standby.host;
+    match &standby.copy {
+        Copy::Lasting => None,
+        Copy::Passing => Some(format!(
+            "standby {host} cannot keep its copy of the floor slot yet, for it has less WAL than that needs: this \
+             passes once what is published now has left the history, and nobody holds an old transaction open"
+        )),
+        Copy::None => Some(format!(
+            "standby {host} has no copy of the floor slot, which would be made anew after a failover to it: set \
+             sync_replication_slots and hot_standby_feedback to on there, primary_slot_name, and dbname in \
+             primary_conninfo"
+        )),
+        Copy::Unknown(error) => {
+            Some(format!("whether standby {host} has a copy of the floor slot is not known: {error}"))
+        }
+    }
 }
 
 /// Why WAL is kept, and the remedy, to go behind a statement.
@@ -353,6 +374,15 @@ mod tests {
         check(&facts, "failover = false");
         let floor = facts.slots.get_mut("floor").unwrap();
         (floor.catalog_xmin_age, floor.failover) = (Some(5), Some(true));
+        for (copy, expected) in [
+            (Copy::None, "standby b:1 has no copy of the floor slot, which"),
+            (Copy::Passing, "standby b:1 cannot keep its copy"),
+            (Copy::Unknown("gone".into()), "standby b:1 has a copy of the floor slot is not known: gone"),
+            (Copy::Lasting, ""),
+        ] {
+            facts.standbys = vec![StandbyFacts { host: "b:1".into(), copy }];
+            check(&facts, expected);
+        }
         assert_eq!(advice(&facts, 200_000_000), None);
         assert_eq!(losing(&facts), None);
         facts.slots.get_mut("floor").unwrap().wal_status = "unreserved".into();

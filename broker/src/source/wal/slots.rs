@@ -6,6 +6,19 @@ use super::Config;
 use crate::health::Health;
 use crate::postgres::Companion;
 
+/// A subquery: `lsn` is what all standbys of `synchronized_standby_slots` have (null: none is listed), `gone` names
+/// those that are not connected.
+pub(super) const STANDBYS_CONFIRMED: &str = r#"(
+    SELECT min(coalesce(p.restart_lsn, '0/0')) AS lsn,
+           string_agg(n.name, ', ') FILTER (WHERE p.active_pid IS NULL) AS gone
+    FROM regexp_split_to_table(current_setting('synchronized_standby_slots', true), '[\s",]+') AS n(name)
+    LEFT JOIN pg_catalog.pg_replication_slots p
+        ON p.slot_name = n.name AND p.slot_type = 'physical' AND p.wal_status <> 'lost'
+    WHERE n.name <> '')"#;
+
+/// The same where the server knows no such setting.
+pub(super) const NO_STANDBYS: &str = "(SELECT NULL::pg_lsn AS lsn, NULL::text AS gone)";
+
 /// Shared by the floor's mover and the governor. Both act only while `live` is held by `walsender`.
 #[derive(Clone, Debug)]
 pub(super) struct Slots {

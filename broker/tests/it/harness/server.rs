@@ -31,21 +31,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 impl Server {
-    fn make(settings: &[(&str, &str)]) -> Self {
-        let set = |options: Options, (name, value): &(&str, &str)| options.set(name, value);
-        let server = Throwaway::start(&settings.iter().fold(Options::for_tests(), set)).unwrap();
+    fn make(options: &Options) -> Self {
+        let server = Throwaway::start(options).unwrap();
         Self { directory: server.data_dir(), port: server.port(), server: Arc::new(server) }
     }
 
     /// With these settings, and everybody trusted.
     pub(crate) async fn tuned(settings: &[(&str, &str)]) -> Self {
-        let settings: Vec<(String, String)> =
-            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        blocking(move || {
-            let settings: Vec<_> = settings.iter().map(|(name, value)| (&**name, &**value)).collect();
-            Self::make(&settings)
-        })
-        .await
+        Self::of(Options::for_tests(), settings).await
+    }
+
+    /// The same, of this kind.
+    pub(crate) async fn of(options: Options, settings: &[(&str, &str)]) -> Self {
+        let options = settings.iter().fold(options, |options, (name, value)| options.set(name, value));
+        blocking(move || Self::make(&options)).await
     }
 
     /// `hba` are the lines of `pg_hba.conf` behind those that trust `postgres`; `files` are made in the
@@ -196,7 +195,7 @@ pub(crate) fn target(text: &str) -> Target {
 /// The server that all tests share.
 async fn shared() -> Server {
     static SHARED: OnceLock<Server> = OnceLock::new();
-    blocking(|| SHARED.get_or_init(|| Server::make(&[("max_prepared_transactions", "10")])).clone()).await
+    blocking(|| SHARED.get_or_init(|| Server::make(&Options::for_tests().set("max_prepared_transactions", "10"))).clone()).await
 }
 
 /// Creates a database in the shared server and says where it is.
