@@ -27,7 +27,8 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     async fn new(server: &'a Server, scene: &str, fault: &'a str) -> Self {
-        let name = format!("sabotage_{scene}");
+        // Files bear it too, and both tests play the same scenes.
+        let name = format!("{}_{scene}", if fault.is_empty() { "whole" } else { "sabotage" });
         let crowd = Crowd::prepare(server, &name).await;
         let text = serving::settings(&crowd.url, &name, "", RULE);
         let broker = Process::start_as(&name, &text, &[], &[("WALCAST_SABOTAGE", fault)]).await;
