@@ -336,6 +336,7 @@ impl Inner {
             }
             Some(Note::SeedEnd { snapshot, settle }) => self.retained.seed_end(snapshot, *settle),
         }
+        let replaying = line.head < line.replay_until;
         let as_text = || batch.upto.to_string() > line.head.to_string();
         if batch.upto > line.head && (!sabotaged(Fault::TextOrder) || as_text()) {
             if line.withdrawn.place(batch) {
@@ -359,7 +360,9 @@ impl Inner {
             self.history.evict(now);
             line.withdrawn.forget(self.history.floor());
         }
-        if self.retained.reached(line.head) {
+        // Who comes during a replay stands at its end, and may wait for the head to come there.
+        let replayed = replaying && line.head >= line.replay_until;
+        if self.retained.reached(line.head) || replayed {
             self.registry.wake_parked(woken);
         }
     }

@@ -174,6 +174,29 @@ fn a_parked_waiter_is_woken() {
     assert!(task.as_mut().poll(&mut cx).is_ready());
 }
 
+#[test]
+fn who_waits_for_the_end_of_a_replay_is_woken_there() {
+    let check = |mut feed: Feed, expected: &[&str]| {
+        feed.note(Note::Start { replay_until: Position::before(110), quiet_from: feed.head });
+        let mut a = feed.subscribe(&["vm/a"], From::Current);
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut cx = std::task::Context::from_waker(&waker);
+        assert!(std::pin::pin!(a.settled()).poll(&mut cx).is_pending());
+        feed.send_upto(vec![], Position::before(109));
+        assert!(!flag.raised());
+        feed.send_upto(vec![], Position::before(110));
+        assert!(flag.raised());
+        assert_eq!(events(&mut a, 10), expected);
+    };
+    // The values were exact before the stream broke off,
+    let mut known = Feed::settled(100);
+    known.send(vec![put(101, 10, "vm/a", "1")]);
+    check(known, &["101:1 vm/a snapshot 1"]);
+    // or there are none to be read.
+    check(Feed::settled(100), &[]);
+}
+
 #[derive(Default)]
 struct Flag(std::sync::atomic::AtomicBool);
 impl Flag {
