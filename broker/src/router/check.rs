@@ -19,6 +19,8 @@ pub struct TableFacts {
     pub unique_keys: Vec<UniqueKey>,
     /// Whether our publication holds it; `None` where that is yet to be arranged.
     pub published: Option<bool>,
+    /// The columns that our publication sends of it, where it names any; `None`: whole rows.
+    pub column_list: Option<Vec<String>>,
     /// Of a partitioned table: its leaves, whose own replica identity decides.
     pub partitions: Vec<PartitionFacts>,
 }
@@ -150,6 +152,9 @@ impl Checking<'_> {
         if facts.published == Some(false) {
             self.error("name", "the publication does not hold the table", "run `walcast setup`");
         }
+        if let Some(list) = &facts.column_list {
+            self.column_list(list);
+        }
         self.columns(facts);
         self.identity(facts);
         if self.rule.state {
@@ -171,6 +176,23 @@ impl Checking<'_> {
                     format!("Postgres does not send old.{column}, which is not in the replica identity");
                 self.error("when", cause, full(&facts.name));
             }
+        }
+    }
+
+    /// What the publication holds back would be missing without a word.
+    fn column_list(&mut self, list: &[String]) {
+        let rule = self.rule;
+        let named = if rule.column_list { rule.reads() } else { None };
+        let missing = match &named {
+            None => Some("others".to_owned()),
+            Some(named) => named
+                .iter()
+                .find(|column| !list.iter().any(|sent| *sent == ***column))
+                .map(|column| format!("{column:?}")),
+        };
+        if let Some(missing) = missing {
+            let cause = format!("the publication sends only {}, and not {missing}", list.join(", "));
+            self.error("columns", cause, "run `walcast setup`");
         }
     }
 

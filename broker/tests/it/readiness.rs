@@ -57,16 +57,35 @@ async fn a_broker_is_not_ready_before_it_knows_all_values() {
 }
 
 #[tokio::test]
-async fn a_table_that_leaves_the_publication_is_an_alarm() {
+async fn what_the_publication_leaves_out_is_an_alarm() {
     let rule = "[[table]]\nname = 'public.t'\ntopic = 't/{id}'";
-    let broker = Broker::start("readiness_catalog", "CREATE TABLE t (id int PRIMARY KEY)", rule).await;
-    broker.run("ALTER PUBLICATION readiness_catalog DROP TABLE t").await;
-    until("the alarm is raised", async || {
-        let (status, body) = broker.readiness().await;
-        let reason = body["problems"]["catalog"].as_str().unwrap_or_default();
-        status == 503 && reason.contains("public.t") && reason.contains("walcast setup")
-    })
-    .await;
-    broker.run("ALTER PUBLICATION readiness_catalog ADD TABLE t").await;
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, note text)";
+    let broker = Broker::start("readiness_catalog", ddl, rule).await;
+    let alter = async |what: &str| broker.run(&format!("ALTER PUBLICATION readiness_catalog {what}")).await;
+    let alarm = async |expected: &[&str]| {
+        until("the alarm is raised", async || {
+            let (status, body) = broker.readiness().await;
+            let reason = body["problems"]["catalog"].as_str().unwrap_or_default();
+            status == 503 && expected.iter().all(|part| reason.contains(part))
+        })
+        .await;
+    };
+    alter("DROP TABLE t").await;
+    alarm(&["public.t", "walcast setup"]).await;
+    alter("ADD TABLE t").await;
+    alter("SET (publish = 'insert, truncate')").await;
+    alarm(&["every update and delete", "SET (publish = 'insert, update, delete, truncate')"]).await;
+    alter("SET (publish = 'insert, update, delete, truncate')").await;
+    // A reload asks the same at once.
+    let refused = async |expected: &[&str]| {
+        let error = broker.node().reloader().reload(&broker.config.table).await.unwrap_err().to_string();
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    };
+    alter("SET TABLE t WHERE (id > 0)").await;
+    refused(&["the rows of public.t", "`when`"]).await;
+    alter("SET TABLE t (id)").await;
+    refused(&["sends only id", "walcast setup"]).await;
+    alter("SET TABLE t").await;
+    broker.node().reloader().reload(&broker.config.table).await.unwrap();
     until("it is over", async || broker.readiness().await.0 == 200).await;
 }

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use super::statements::{self, Grant};
 use super::{SetupError, SetupOptions, migrations};
+use crate::source::wal::catalog;
 
 /// Who has the right to take a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,31 +130,29 @@ async fn read_publication(
     version: i32,
 ) -> Result<Option<Publication>, SetupError> {
     let failed = |error| SetupError::from_postgres("reading the publication", &error);
-    let sql = "SELECT puballtables, pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate
-        FROM pg_publication WHERE pubname = $1";
-    let Some(row) = client.query_opt(sql, &[&name]).await.map_err(failed)? else { return Ok(None) };
+    let Some(found) = catalog::Publication::look(client, name).await.map_err(failed)? else {
+        return Ok(None);
+    };
     let foreign = |how: &str| {
         Err(SetupError::Rules(vec![format!(
             "publication {name:?} {how}, so it is not one that setup made; name another in `publication`, \
              or drop it"
         )]))
     };
-    if row.get(0) {
+    if found.all_tables {
         return foreign("is FOR ALL TABLES");
     }
-    let options_right = row.get(1);
+    if let Some(table) = &found.filtered {
+        return foreign(&format!("has row filters (on {table})"));
+    }
+    let options_right = found.via_root && found.left_out.is_empty();
     let columns = if version >= 150_000 {
         let sql =
             "SELECT EXISTS (SELECT FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid
-                WHERE p.pubname = $1),
-            EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                WHERE p.pubname = $1 AND r.prqual IS NOT NULL)";
+                WHERE p.pubname = $1)";
         let row = client.query_one(sql, &[&name]).await.map_err(failed)?;
         if row.get(0) {
             return foreign("publishes whole schemas");
-        }
-        if row.get(1) {
-            return foreign("has row filters");
         }
         "(SELECT array_agg(a.attname::text) FROM pg_attribute a
             WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs))"

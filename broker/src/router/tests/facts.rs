@@ -20,6 +20,7 @@ fn vms() -> TableFacts {
         identity: Identity::Default(columns(&["id"])),
         unique_keys: vec![unique("vms_pkey", &["id"]), unique("vms_host", &["host"])],
         published: Some(true),
+        column_list: None,
         partitions: Vec::new(),
     }
 }
@@ -52,6 +53,11 @@ fn what_exists() {
     check("topic = 'a'\nwhen = 'data.up'", &vms(), &["`when`", "\"up\""]);
     check(BY_ID, &TableFacts { published: Some(false), ..vms() }, &["walcast setup"]);
     check(BY_ID, &TableFacts { published: None, ..vms() }, &[]);
+    let narrow = TableFacts { column_list: Some(columns(&["id", "host"])), ..vms() };
+    let listed = "topic = 'vm/{id}'\ncolumn_list = true\ncolumns = ";
+    check(BY_ID, &narrow, &["sends only id, host", "walcast setup"]);
+    check(&format!("{listed}['host']"), &narrow, &[]);
+    check(&format!("{listed}['status']"), &narrow, &["not \"status\"", "walcast setup"]);
 }
 
 #[test]

@@ -53,9 +53,69 @@ struct Server {
     encoding: String,
     database: String,
     schema: bool,
-    /// Whether the publication sends partitions as their root; `None` without a publication.
-    via_root: Option<bool>,
+    publication: Option<Publication>,
     slot: Option<Slot>,
+}
+
+/// What a publication sends of the tables that it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Publication {
+    /// It is FOR ALL TABLES.
+    pub(crate) all_tables: bool,
+    /// Partitions go under their root's name.
+    pub(crate) via_root: bool,
+    /// Kinds of change that it leaves out, as SQL names them.
+    pub(crate) left_out: Vec<String>,
+    /// The first of its tables that has a row filter, as SQL writes it.
+    pub(crate) filtered: Option<String>,
+}
+
+impl Publication {
+    /// Looks at it; `None`: it does not exist. For setup, and for a broker that runs: what a publication leaves out
+    /// is missing without a word.
+    pub(crate) async fn look(client: &Client, name: &str) -> Result<Option<Self>, tokio_postgres::Error> {
+        // Filters, which 14 does not know, are read through jsonb, where absent columns are null.
+        const SQL: &str = "
+            SELECT p.puballtables, p.pubviaroot, array_remove(ARRAY[
+                       CASE WHEN NOT p.pubinsert THEN 'insert' END, CASE WHEN NOT p.pubupdate THEN 'update' END,
+                       CASE WHEN NOT p.pubdelete THEN 'delete' END, CASE WHEN NOT p.pubtruncate THEN 'truncate' END],
+                       NULL),
+                   (SELECT min(r.prrelid::regclass::text) FROM pg_publication_rel r
+                    WHERE r.prpubid = p.oid AND to_jsonb(r)->>'prqual' IS NOT NULL)
+            FROM pg_publication p WHERE p.pubname = $1";
+        let Some(row) = client.query_opt(SQL, &[&name]).await? else { return Ok(None) };
+        Ok(Some(Self {
+            all_tables: row.try_get(0)?,
+            via_root: row.try_get(1)?,
+            left_out: row.try_get(2)?,
+            filtered: row.try_get(3)?,
+        }))
+    }
+
+    /// What is missing of what the broker relies on, and the remedy.
+    fn problem(&self, name: &str) -> Option<String> {
+        let quoted = postgres_protocol::escape::escape_identifier(name);
+        if !self.via_root {
+            return Some(format!(
+                "the publication {name} sends partitions under their own names: \
+                 ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true)"
+            ));
+        }
+        if !self.left_out.is_empty() {
+            return Some(format!(
+                "the publication {name} leaves out every {}: \
+                 ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')",
+                self.left_out.join(" and ")
+            ));
+        }
+        self.filtered.as_ref().map(|table| {
+            format!(
+                "the publication {name} filters the rows of {table}, and those that it holds back are missing: write \
+                 the condition as the rule's `when`, then ALTER PUBLICATION {quoted} DROP TABLE {table}, and run \
+                 `walcast setup`"
+            )
+        })
+    }
 }
 
 /// A slot of the floor's name.
@@ -79,12 +139,11 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
     const SERVER: &str = "
         SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
                current_setting('wal_level'), pg_is_in_recovery(), current_setting('server_encoding'),
-               current_database()::text, to_regclass('walcast.source') IS NOT NULL,
-               (SELECT pubviaroot FROM pg_publication WHERE pubname = $1)";
+               current_database()::text, to_regclass('walcast.source') IS NOT NULL";
     const SLOT: &str = "
         SELECT wal_status IS NOT DISTINCT FROM 'lost', plugin::text, database::text
         FROM pg_replication_slots WHERE slot_name = $1";
-    let row = client.query_one(SERVER, &[&config.publication]).await?;
+    let row = client.query_one(SERVER, &[]).await?;
     let slot_row = client.query_opt(SLOT, &[&config.slot]).await?;
     let slot = |row: tokio_postgres::Row| {
         Ok(Slot { lost: row.try_get(0)?, plugin: row.try_get(1)?, database: row.try_get(2)? })
@@ -97,7 +156,7 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
         encoding: row.try_get(4)?,
         database: row.try_get(5)?,
         schema: row.try_get(6)?,
-        via_root: row.try_get(7)?,
+        publication: Publication::look(client, &config.publication).await?,
         slot: slot_row.map(slot).transpose()?,
     })
 }
@@ -136,20 +195,11 @@ impl Server {
         if !self.schema {
             return Some(format!("the database {database} has no schema walcast: run `walcast setup`"));
         }
-        match self.via_root {
-            None => {
-                return Some(format!("the publication {publication} does not exist: run `walcast setup`"));
-            }
-            Some(false) => {
-                return Some(format!(
-                    "the publication {publication} sends partitions under their own names: \
-                     ALTER PUBLICATION {} SET (publish_via_partition_root = true)",
-                    postgres_protocol::escape::escape_identifier(publication)
-                ));
-            }
-            Some(true) => {}
-        }
-        self.slot.as_ref().and_then(|found| found.foreign(slot, database))
+        let Some(found) = &self.publication else {
+            return Some(format!("the publication {publication} does not exist: run `walcast setup`"));
+        };
+        let foreign = || self.slot.as_ref().and_then(|found| found.foreign(slot, database));
+        found.problem(publication).or_else(foreign)
     }
 }
 
@@ -189,6 +239,7 @@ struct Found {
     columns: Vec<String>,
     unique_keys: Vec<FoundKey>,
     published: bool,
+    column_list: Option<Vec<String>>,
     partitions: Vec<FoundPartition>,
 }
 
@@ -261,6 +312,12 @@ const FACTS: &str = "
                 p.puballtables AND NOT EXISTS (SELECT FROM listed l WHERE l.pub = p.oid AND l.rel = w.oid AND l.less)
                 OR EXISTS (SELECT FROM listed l WHERE l.pub = p.oid AND l.rel = w.oid AND NOT l.less)
                 OR EXISTS (SELECT FROM whole_schema n WHERE n.pub = p.oid AND n.schema = w.relnamespace))),
+        'column_list', (
+            SELECT json_agg(a.attname ORDER BY a.attnum)
+            FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+            CROSS JOIN jsonb_array_elements_text(nullif(to_jsonb(r)->'prattrs', 'null')) AS number
+            JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = number::int2
+            WHERE p.pubname = $2 AND r.prrelid = w.oid),
         'partitions', coalesce((
             SELECT json_agg(json_build_object('name', l.oid::regclass::text, 'identity', i.identity))
             FROM leaf l JOIN identity i ON i.oid = l.oid WHERE l.root = w.oid), '[]')
@@ -302,6 +359,7 @@ impl From<Found> for TableFacts {
             identity: found.identity.into(),
             unique_keys: found.unique_keys.into_iter().map(Into::into).collect(),
             published: Some(found.published),
+            column_list: found.column_list,
             partitions: found.partitions.into_iter().map(Into::into).collect(),
         }
     }
@@ -337,6 +395,8 @@ mod tests {
     #[test]
     fn the_first_problem_is_named_with_its_remedy() {
         let slot = Slot { lost: false, plugin: Some("pgoutput".into()), database: Some("app".into()) };
+        let publication =
+            Publication { all_tables: false, via_root: true, left_out: Vec::new(), filtered: None };
         let good = Server {
             version_num: 140_000,
             version: "14.0".into(),
@@ -345,7 +405,7 @@ mod tests {
             encoding: "UTF8".into(),
             database: "app".into(),
             schema: true,
-            via_root: Some(true),
+            publication: Some(publication.clone()),
             slot: Some(slot.clone()),
         };
         let check = |change: &dyn Fn(&mut Server), expected: &[&str]| {
@@ -373,8 +433,22 @@ mod tests {
         check(&|server| (server.wal_level, server.version_num) = ("replica".into(), 190_000), &[]);
         check(&|server| server.encoding = "LATIN1".into(), &["LATIN1", "ENCODING 'UTF8'"]);
         check(&|server| server.schema = false, &["database app", "walcast setup"]);
-        check(&|server| server.via_root = None, &["publication walcast", "walcast setup"]);
-        check(&|server| server.via_root = Some(false), &["publish_via_partition_root = true"]);
+        check(&|server| server.publication = None, &["publication walcast", "walcast setup"]);
+        let with_publication = |change: &dyn Fn(&mut Publication), expected: &[&str]| {
+            let mut publication = publication.clone();
+            change(&mut publication);
+            check(&|server| server.publication = Some(publication.clone()), expected);
+        };
+        with_publication(&|it| it.all_tables = true, &[]);
+        with_publication(&|it| it.via_root = false, &["publish_via_partition_root = true"]);
+        with_publication(
+            &|it| it.left_out = vec!["delete".into(), "truncate".into()],
+            &["every delete and truncate", "SET (publish = 'insert, update, delete, truncate')"],
+        );
+        with_publication(
+            &|it| it.filtered = Some("public.vms".into()),
+            &["rows of public.vms", "`when`", "DROP TABLE public.vms", "walcast setup"],
+        );
         // The source makes these anew.
         check(&|server| server.slot = None, &[]);
         with_slot(&|slot| slot.lost = true, &[]);
