@@ -26,6 +26,8 @@ const NO_LOCKS: &str = "SET lock_timeout = '100ms'";
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// After so long operators are told what is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Older snapshots are not believed: transaction ids come round after 2^31 others, and a new one would look old.
+const AGE_MAX: Duration = Duration::from_secs(60);
 
 type Query = Pin<Box<dyn Future<Output = Result<String, Error>> + Send>>;
 
@@ -34,13 +36,27 @@ pub(super) struct Gate {
     session: Arc<Session>,
     statement: Statement,
     health: Arc<Health>,
-    latest: Snapshot,
+    latest: Seen,
     /// The look under way, and when it counts as unanswered. It is kept here so that a caller who gives up
     /// waiting does not repeat it.
     query: Option<(Query, Instant)>,
     /// How long a look may take; it costs the server nothing, so a late answer means a dead link.
     answer_max: Duration,
     waiting: Option<Waiting>,
+}
+
+/// What the last look found.
+#[derive(Debug)]
+struct Seen {
+    snapshot: Snapshot,
+    /// When it was asked for.
+    at: Instant,
+}
+
+impl Seen {
+    fn contains(&self, xid: u32, now: Instant) -> bool {
+        now.duration_since(self.at) < AGE_MAX && self.snapshot.contains(xid)
+    }
 }
 
 struct Waiting {
@@ -68,7 +84,8 @@ impl Gate {
         session.batch_execute(NO_LOCKS).await.map_err(failed)?;
         let snapshot = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
         let statement = session.prepare(snapshot).await.map_err(failed)?;
-        let (session, latest) = (Arc::new(session), Snapshot::default());
+        let latest = Seen { snapshot: Snapshot::default(), at: Instant::now() };
+        let session = Arc::new(session);
         Ok(Self { session, statement, health, latest, query: None, answer_max, waiting: None })
     }
 
@@ -79,12 +96,12 @@ impl Gate {
 
     /// Waits until the transaction is visible. Cancel safe.
     pub(super) async fn pass(&mut self, xid: u32) -> Result<(), Failure> {
-        while !self.latest.contains(xid) && !sabotaged(Fault::NoGate) {
+        while !self.latest.contains(xid, Instant::now()) && !sabotaged(Fault::NoGate) {
             if let Some(waiting) = &self.waiting {
                 sleep_until(waiting.not_before).await;
             }
             self.look().await?;
-            if !self.latest.contains(xid) {
+            if !self.latest.contains(xid, Instant::now()) {
                 self.wait_longer(xid);
             }
         }
@@ -100,6 +117,7 @@ impl Gate {
             let query = async move { session.query_one(&statement, &[]).await?.try_get(0) };
             (Box::pin(query), Instant::now() + self.answer_max)
         });
+        let at = *end - self.answer_max;
         let answer = timeout_at(*end, query).await;
         self.query = None;
         let text = match answer {
@@ -121,7 +139,7 @@ impl Gate {
             }
         };
         // Postgres always answers in this form; were it not so, nothing would count as visible.
-        self.latest = Snapshot::parse(&text).unwrap_or_default();
+        self.latest = Seen { snapshot: Snapshot::parse(&text).unwrap_or_default(), at };
         Ok(())
     }
 
@@ -151,5 +169,28 @@ impl Drop for Gate {
         if self.waiting.as_ref().is_some_and(|waiting| waiting.told) {
             self.health.well(Part::Gate);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_not_believed_for_ever() {
+        let at = Instant::now();
+        // More than half the circle of ids on from here, 5 has come round: it is new.
+        let seen = Seen { snapshot: Snapshot::parse("2147483600:2147483600:").unwrap(), at };
+        let check = |seconds: u64, xid: u32, expected: bool| {
+            assert_eq!(
+                seen.contains(xid, at + Duration::from_secs(seconds)),
+                expected,
+                "{xid} after {seconds} s"
+            );
+        };
+        check(0, 2_147_483_599, true);
+        check(0, 2_147_483_600, false);
+        check(59, 5, true);
+        check(60, 5, false);
     }
 }

@@ -68,6 +68,8 @@ use slots::Slots;
 
 /// Transactions that are remembered because they may not be visible yet.
 const YIELDED_MAX: usize = 4096;
+/// None stays invisible for so long, and ids come round: an old one would look new.
+const YIELDED_AGE_MAX: Duration = Duration::from_secs(3600);
 /// One attempt to connect may take so long, all hosts and all questions included.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
 
@@ -104,7 +106,7 @@ pub struct Wal {
     begun: bool,
     patience: Patience,
     /// Without a gate: the newest transactions yielded, which others may not see yet.
-    yielded: VecDeque<u32>,
+    yielded: VecDeque<(u32, Instant)>,
 }
 
 /// A running stream and what belongs to it.
@@ -319,7 +321,7 @@ impl Wal {
                 if self.config.delivery == Delivery::Fast {
                     // More than can be between flush and visibility, for each holds a connection.
                     self.yielded.truncate(YIELDED_MAX - 1);
-                    self.yielded.push_front(part.commit.xid);
+                    self.yielded.push_front((part.commit.xid, Instant::now()));
                 }
                 if let (Some((_, upto)), Some(end)) = (&mut self.line, part.end) {
                     *upto = end;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::Failure;
-use super::{Wal, seed};
+use super::{Wal, YIELDED_AGE_MAX, seed};
 use crate::event::{Changes, SeedEnd};
 use crate::health::Part;
 use crate::router::TableRule;
@@ -63,7 +63,9 @@ impl Wal {
         let forgotten = forget.clone();
         let (sender, pieces) = mpsc::channel(SEED_PIECES);
         let bytes_per_second = NonZeroU64::new(self.config.seed_bytes_per_second).unwrap_or(NonZeroU64::MIN);
-        let config = seed::Config { yielded: self.yielded.iter().copied().collect(), bytes_per_second };
+        self.yielded.retain(|(_, at)| at.elapsed() < YIELDED_AGE_MAX);
+        let yielded = self.yielded.iter().map(|(xid, _)| *xid).collect();
+        let config = seed::Config { yielded, bytes_per_second };
         let companion = Arc::clone(&self.companion);
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut session = companion.lock().await?;
