@@ -11,8 +11,9 @@ use std::process::{Command, Stdio};
 use walcast_client::wire::ResetReason;
 use walcast_client::{After, Transport};
 
-use crate::broker::{Broker, connect, run, until, value_of};
+use crate::broker::{Broker, connect, prepare, run, until, value_of};
 use crate::epochs::{Waiters, quick};
+use crate::proxy::Proxy;
 use crate::server::Server;
 
 const VMS: &str =
@@ -133,4 +134,24 @@ async fn a_promoted_standby_is_another_line_and_its_table_is_the_truth() {
     run(&there, "UPDATE vms SET pin = 5 WHERE host = 'b'").await;
     assert_eq!(follower.next().await.data["pin"], 5);
     assert_eq!(broker.readiness().await.1["epoch"], line);
+}
+
+/// Behind a balancer, or while hosts change their roles, each session may reach another server.
+#[tokio::test]
+async fn a_gate_on_another_server_opens_for_nothing() {
+    const DDL: &str = "CREATE TABLE vms (host text PRIMARY KEY)";
+    let (server, other) = tokio::join!(Server::tuned(&[]), Server::tuned(&[]));
+    let proxy = Proxy::start(server.port).await;
+    let config = prepare(&server.create_database("failover_gate").await, "failover_gate", DDL, RULE).await;
+    other.create_database("failover_gate").await;
+    let sql = connect(config.postgres.url.as_ref().unwrap().expose()).await;
+    let mut through = config.clone();
+    let url = format!("postgres://postgres@{}/failover_gate?sslmode=disable", proxy.address);
+    through.postgres.url = Some(url.as_str().into());
+    proxy.divert(Some(("walcast gate", other.port)));
+    let broker = Broker::begin("failover_gate", through, sql).await;
+    until("it is told", async || broker.node().problems().contains("two different servers")).await;
+    assert_eq!(broker.readiness().await.0, 503);
+    proxy.divert(None);
+    broker.ready().await;
 }

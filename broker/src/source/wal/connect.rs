@@ -50,9 +50,7 @@ pub(super) async fn connect(
     let (floor, server_start) = copy_slot(&mut connection, companion, config).await?;
     if server_start != standing.server_start {
         companion.cut();
-        return Err(Failure::again(
-            "two sessions reached two different servers, or one was restarted meanwhile: connecting both again",
-        ));
+        return Err(two_servers());
     }
     if standing.is_beyond(floor) {
         return Err(Failure::again("the slot was moved by somebody else just now: looking again"));
@@ -84,6 +82,13 @@ pub(super) async fn connect(
     let start = Start { epoch, from, quiet_from, replay_until };
     let asked_by = standing.asked_by.clone();
     Ok(Connected { stream, start, standing, walsender, asked_by })
+}
+
+/// Hosts of one connection string are servers of their own.
+pub(super) fn two_servers() -> Failure {
+    Failure::again(
+        "two sessions reached two different servers, or one was restarted meanwhile: connecting all again",
+    )
 }
 
 /// The name of the number line: of all that decides which number a record has, and of nothing else.

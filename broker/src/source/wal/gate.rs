@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_postgres::{Error, Statement};
 
-use super::connect::{Failure, Kind};
+use super::connect::{Failure, Kind, two_servers};
 use crate::event::Snapshot;
 use crate::health::{Health, Part};
 use crate::postgres::{ConnectError, Session, Target, describe, is_shutdown};
@@ -73,17 +73,24 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// Connects the gate's session.
+    /// Connects the gate's session, to the server that started when `server_start` says: what another one can see
+    /// says nothing about this stream.
     pub(super) async fn connect(
         target: &Target,
+        server_start: &str,
         answer_max: Duration,
         health: Arc<Health>,
-    ) -> Result<Self, ConnectError> {
-        let failed = |error| ConnectError::from_client("the gate session", &error);
+    ) -> Result<Self, Failure> {
         let session = Session::connect(target, "walcast gate").await?;
+        let failed = |error| ConnectError::from_client("the gate session", &error);
         session.batch_execute(NO_LOCKS).await.map_err(failed)?;
-        let snapshot = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
-        let statement = session.prepare(snapshot).await.map_err(failed)?;
+        let row = session.query_one("SELECT pg_catalog.pg_postmaster_start_time()::text", &[]).await;
+        let found: String = row.and_then(|row| row.try_get(0)).map_err(failed)?;
+        if found != server_start {
+            return Err(two_servers());
+        }
+        let sql = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
+        let statement = session.prepare(sql).await.map_err(failed)?;
         let latest = Seen { snapshot: Snapshot::default(), at: Instant::now() };
         let session = Arc::new(session);
         Ok(Self { session, statement, health, latest, query: None, answer_max, waiting: None })

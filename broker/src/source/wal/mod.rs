@@ -190,7 +190,8 @@ impl Wal {
         .await?;
         let gate = match self.config.delivery {
             Delivery::Visible => {
-                Some(Gate::connect(&self.target, self.config.lease, Arc::clone(&self.health)).await?)
+                let health = Arc::clone(&self.health);
+                Some(Gate::connect(&self.target, &standing.server_start, self.config.lease, health).await?)
             }
             Delivery::Fast => None,
         };

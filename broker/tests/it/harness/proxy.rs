@@ -1,8 +1,8 @@
 //! A link between two TCP peers that a test can make slow, cut, or silent.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +18,8 @@ pub(crate) struct Proxy {
 
 struct Link {
     server: SocketAddr,
+    /// Connections whose first words hold this go to that port instead.
+    diverted: Mutex<Option<(&'static str, u16)>>,
     /// Nothing passes, on connections of before, now, and ever after.
     black: AtomicBool,
     /// How often that began; connections that lived through it stay silent.
@@ -37,6 +39,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let link = Arc::new(Link {
             server: SocketAddr::from(([127, 0, 0, 1], port)),
+            diverted: Mutex::new(None),
             black: AtomicBool::new(false),
             blackouts: AtomicU64::new(0),
             rate: AtomicU64::new(0),
@@ -57,6 +60,11 @@ impl Proxy {
     pub(crate) fn blackhole(&self) {
         self.link.black.store(true, Ordering::SeqCst);
         self.link.blackouts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// New connections that begin with this word somewhere go to another port.
+    pub(crate) fn divert(&self, to: Option<(&'static str, u16)>) {
+        *self.link.diverted.lock().unwrap() = to;
     }
 
     /// New connections work again.
@@ -86,7 +94,16 @@ impl Link {
             true => u64::MAX,
             false => self.blackouts.load(Ordering::SeqCst),
         };
-        let Ok(server) = TcpStream::connect(self.server).await else { return };
+        let mut server = self.server;
+        let diverted = *self.diverted.lock().unwrap();
+        if let Some((word, port)) = diverted {
+            let mut first = [0; 1024];
+            let Ok(length) = client.peek(&mut first).await else { return };
+            if String::from_utf8_lossy(&first[..length]).contains(word) {
+                server.set_port(port);
+            }
+        }
+        let Ok(server) = TcpStream::connect(server).await else { return };
         let reset = CancellationToken::new();
         let (client_read, client_write) = client.into_split();
         let (server_read, server_write) = server.into_split();
