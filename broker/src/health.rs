@@ -10,6 +10,9 @@ use tokio::sync::watch;
 
 use crate::facts::SourceFacts;
 
+/// Slots that were not looked at for longer, three times the longest pause between two looks, are in nobody's care.
+const LOOKED_MAX: Duration = Duration::from_secs(15);
+
 /// The parts of a node that can be unwell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
@@ -158,6 +161,21 @@ impl Health {
                 problems.entry(Part::Stream).or_insert_with(reason);
             }
         }
+        if let Some((_, looked)) = &inner.source {
+            let ago = now.saturating_duration_since(*looked);
+            // Without a stream there is nothing to look at, and that is told.
+            let explained = [Part::Stream, Part::Lease].iter().any(|part| problems.contains_key(part));
+            if ago > LOOKED_MAX && !explained {
+                let seconds = ago.as_secs();
+                let reason = || {
+                    format!(
+                        "the slots were not looked at for {seconds} s, and the floor may not move: what does the \
+                         session `walcast companion` wait for? (pg_stat_activity)"
+                    )
+                };
+                problems.entry(Part::Slot).or_insert_with(reason);
+            }
+        }
         problems
     }
 
@@ -196,6 +214,14 @@ mod tests {
         assert_eq!(health.problems(start + Duration::from_secs(11)).len(), 1, "nothing is to come here");
         health.well(Part::Lease);
         assert!(!*standing_by.borrow());
+        health.saw(SourceFacts::default(), start);
+        assert!(health.ready(start + Duration::from_secs(9)));
+        let later = start + Duration::from_secs(16);
+        health.beat(later);
+        assert!(health.problems(later)[&Part::Slot].contains("16 s"), "nobody looked at the slots");
+        health.saw(SourceFacts::default(), later);
+        assert!(health.ready(later));
+        health.beat(start);
         health.unwell(Part::Floor, "cannot be moved");
         assert!(health.ready(start));
         assert_eq!(health.problems(start).len(), 1);

@@ -1,5 +1,8 @@
-//! The companion: the one SQL session that floor moving, seeding, monitoring and publishing share, so that
-//! the number of connections does not depend on what the broker has to do.
+//! The companion: the one SQL session that floor moving, monitoring and publishing share, so that the number of
+//! connections does not depend on what the broker has to do.
+//!
+//! What the broker writes down for itself waits for no standby: one that is missing must not stop what lets WAL
+//! go. A publish brings the server's own `synchronous_commit` back for its transaction ([`LASTING`]).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -10,6 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::dsn::Target;
 use super::error::ConnectError;
 use super::session::{Session, SessionState};
+
+/// What the broker writes down is right also where it is lost.
+const OWN_COMMITS: &str = "SET synchronous_commit = local";
+
+/// In a FROM clause: this transaction commits as the server's own setting says, which [`OWN_COMMITS`] put aside.
+pub const LASTING: &str = "pg_catalog.set_config('synchronous_commit', \
+     (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'), true)";
 
 /// The handle to the companion session. It connects on demand and connects again once the session has ended.
 ///
@@ -23,6 +33,8 @@ pub struct Companion {
     session: Arc<Mutex<Option<Session>>>,
     state: Arc<watch::Sender<SessionState>>,
     publishers: Arc<Semaphore>,
+    /// The publisher that is in line for the session: one, so that others wait for one publish at most.
+    next_publisher: Arc<Semaphore>,
     /// Ends the present session.
     cut: parking_lot::Mutex<CancellationToken>,
 }
@@ -43,7 +55,7 @@ pub enum Busy {
 #[derive(Debug)]
 pub struct Guard {
     session: OwnedMappedMutexGuard<Option<Session>, Session>,
-    _publisher: Option<OwnedSemaphorePermit>,
+    _publisher: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 impl Deref for Guard {
@@ -70,6 +82,7 @@ impl Companion {
             session: Arc::new(Mutex::new(None)),
             state: Arc::new(watch::Sender::new(SessionState::None)),
             publishers: Arc::new(Semaphore::new(publishers_max)),
+            next_publisher: Arc::new(Semaphore::new(1)),
             cut: parking_lot::Mutex::new(CancellationToken::new()),
         }
     }
@@ -89,6 +102,8 @@ impl Companion {
                 let tell = Arc::clone(&self.state);
                 let fresh = Session::connect_and_tell(&self.target, &self.application_name, tell);
                 let fresh = fresh.await?;
+                let set = fresh.batch_execute(OWN_COMMITS).await;
+                set.map_err(|error| ConnectError::from_client("the companion session", &error))?;
                 *self.cut.lock() = fresh.cutter();
                 *session = Some(fresh);
             }
@@ -105,8 +120,10 @@ impl Companion {
     /// The line is full, or no session can be had.
     pub async fn lock_for_publish(&self) -> Result<Guard, Busy> {
         let permit = Arc::clone(&self.publishers).try_acquire_owned().map_err(|_| Busy::Full)?;
+        // Never closed.
+        let turn = Arc::clone(&self.next_publisher).acquire_owned().await.map_err(|_| Busy::Full)?;
         let guard = self.lock().await?;
-        Ok(Guard { _publisher: Some(permit), ..guard })
+        Ok(Guard { _publisher: Some([permit, turn]), ..guard })
     }
 
     /// Tells of each session's beginning and end, also while nobody uses it.

@@ -23,7 +23,7 @@ pub mod session;
 pub mod socket;
 pub mod tls;
 
-pub use companion::{Busy, Companion, Guard};
+pub use companion::{Busy, Companion, Guard, LASTING};
 pub use connect::Attempts;
 pub use dsn::{DsnError, Target};
 pub use error::{ConnectError, ConnectErrorKind, ServerError, describe, is_shutdown};

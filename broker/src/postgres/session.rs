@@ -133,6 +133,19 @@ impl Session {
         self.cut.clone()
     }
 
+    /// Asks the server to cancel what the session is doing; tries once, and tells nobody whether that helped.
+    pub async fn cancel(&self, target: &Target) {
+        let token = self.client.cancel_token();
+        let asked = async {
+            let attempt = Attempts::new(target).await?.next().await?;
+            let (socket, _) = Overheard::new(attempt.socket);
+            Ok::<_, ConnectError>(token.cancel_query_raw(socket, Established).await)
+        };
+        if let Err(error) = asked.await {
+            tracing::debug!("the server cannot be asked to cancel: {error}");
+        }
+    }
+
     /// Ends the session and waits for it.
     pub async fn close(self) {
         let Self { client, state: _, cut: _, task } = self;

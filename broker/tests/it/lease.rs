@@ -79,11 +79,10 @@ async fn a_second_broker_stands_by_and_leads_when_the_first_stops() {
     assert_eq!(get(&second.admin, "/livez").await.0, 200);
     let waiting = Plain { address: second.http.parse().unwrap() }.get("/v1/events?topic=t").await;
     assert!(waiting.status == 503 && waiting.headers.contains_key("retry-after"), "{waiting:?}");
-    assert_eq!(
-        connections(&first.sql, name).await,
-        "walcast,walcast companion,walcast companion,walcast gate",
-        "three of the leader, one of the standby"
-    );
+    until("three of the leader, one of the standby", async || {
+        connections(&first.sql, name).await == "walcast,walcast companion,walcast companion,walcast gate"
+    })
+    .await;
     first.run("INSERT INTO t VALUES (1)").await;
     assert_eq!(follower.next().await.data["id"], 1);
     assert_eq!(walsender(&first.sql, name).await, leader, "the first was disturbed");

@@ -1,9 +1,11 @@
 //! Messages: published in SQL or over HTTP, each arrives once, and nobody else's does.
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use walcast_client::Transport;
 
-use crate::broker::{Broker, MARK, line};
+use crate::broker::{Broker, MARK, line, run, until, value_of};
+use crate::server::Server;
 
 #[tokio::test]
 async fn what_sql_publishes_arrives() {
@@ -92,6 +94,47 @@ async fn an_idempotency_key_makes_a_repetition_harmless() {
     published += sql.into_iter().filter(|row| row.as_ref().unwrap().get::<_, &str>(0) == "published").count();
     assert_eq!(published, 1);
     assert_eq!(broker.rest_lines(&mut all).await, [r#"jobs/1 message {"a":1,"b":2}"#, "jobs/2 message 2"]);
+}
+
+/// A standby that is missing holds up a publish, which waits for it as the server is told to, and nothing else.
+#[tokio::test]
+async fn a_publish_that_waits_for_a_standby_is_given_up() {
+    const WAITING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let server = Server::tuned(&[]).await;
+    let broker = Broker::start_at(&server, "messages_sync", "", "", |_| ()).await;
+    let mut all = broker.follow(Transport::Sse, &["jobs/**"]).await;
+    let standby = async |change: &str, names: &str| {
+        run(&broker.sql, &format!("ALTER SYSTEM {change}")).await;
+        run(&broker.sql, "SELECT pg_reload_conf()").await;
+        until("the setting is in force", async || {
+            value_of(&broker.session().await, "current_setting('synchronous_standby_names')").await == names
+        })
+        .await;
+    };
+    standby("SET synchronous_standby_names = 'absent'", "absent").await;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'walcast companion'";
+    let companion = value_of(&broker.sql, sql).await;
+    let body = r#"{"topic":"jobs/1","data":1}"#;
+    let answer = broker.http.post("idempotency-key: k\r\n", body).await;
+    assert_eq!((answer.status, answer.problem().code.as_str()), (503, "unavailable"));
+    assert!(answer.body.contains("outcome is unknown"), "{}", answer.body);
+    assert_eq!(value_of(&broker.sql, WAITING).await, "0", "it still waits");
+
+    // A client that hangs up changes nothing.
+    let mut gone = broker.http.connect().await;
+    let body = r#"{"topic":"jobs/2","data":2}"#;
+    let head = "POST /v1/publish HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 27";
+    gone.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+    until("the publish waits", async || value_of(&broker.sql, WAITING).await == "1").await;
+    drop(gone);
+    until("the session is free", async || value_of(&broker.sql, WAITING).await == "0").await;
+    assert_eq!(value_of(&broker.sql, sql).await, companion, "the session was cut");
+
+    standby("RESET synchronous_standby_names", "").await;
+    let body = r#"{"topic":"jobs/1","data":1}"#;
+    let again = broker.http.post("idempotency-key: k\r\n", body).await;
+    assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)));
+    assert_eq!(all.lines(2).await, ["jobs/1 message 1", "jobs/2 message 2"]);
 }
 
 #[tokio::test]

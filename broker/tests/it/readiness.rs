@@ -3,7 +3,7 @@
 use walcast::node::Node;
 
 use crate::broker::{Broker, config, connect, prepare, run, until, value_of};
-use crate::plain::get;
+use crate::plain::{Plain, get};
 use crate::server;
 
 #[tokio::test]
@@ -47,6 +47,9 @@ async fn a_broker_is_not_ready_before_it_knows_all_values() {
     let (status, body) = get(&admin, "/readyz").await;
     assert!(status == 503 && body.contains("reading current values"), "{body}");
     assert_eq!(get(&admin, "/livez").await.0, 200);
+    // It has a session of its own: the companion is free for everything else.
+    let http = Plain { address: node.http };
+    assert_eq!(http.post("", r#"{"topic": "a", "data": 1}"#).await.status, 200);
     run(&locker, "COMMIT").await;
     until("it is ready", async || get(&admin, "/readyz").await.0 == 200).await;
     assert_eq!(get(&node.http.to_string(), "/v1/state/t/1").await.0, 200);

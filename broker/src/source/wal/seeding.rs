@@ -1,7 +1,8 @@
 //! When state tables are read, and what of it is still due: at the start, after a part of the log was not
 //! seen, and when the rules change.
 //!
-//! A reading runs as a task beside the stream, on the companion session. If it breaks off, what it was to read
+//! A reading runs as a task beside the stream, on a session of its own, which ends with it: a large table must not
+//! keep the companion from letting WAL go. If it breaks off, what it was to read
 //! stays due; once all values were known, the stream goes on meanwhile.
 
 use std::num::NonZeroU64;
@@ -15,6 +16,7 @@ use super::connect::Failure;
 use super::{Wal, YIELDED_AGE_MAX, seed};
 use crate::event::{Changes, SeedEnd};
 use crate::health::Part;
+use crate::postgres::Session;
 use crate::router::TableRule;
 
 /// Pieces of a seed that may wait.
@@ -66,9 +68,9 @@ impl Wal {
         self.yielded.retain(|(_, at)| at.elapsed() < YIELDED_AGE_MAX);
         let yielded = self.yielded.iter().map(|(xid, _)| *xid).collect();
         let config = seed::Config { yielded, bytes_per_second };
-        let companion = Arc::clone(&self.companion);
+        let target = self.target.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut session = companion.lock().await?;
+            let mut session = Session::connect(&target, "walcast seed").await?;
             seed::seed(&mut session, &wanted, &forgotten, &config, &sender).await.map_err(|error| {
                 if error.is_permanent() {
                     Failure::needs_operator(error.to_string())
