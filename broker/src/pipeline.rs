@@ -83,16 +83,44 @@ struct Publisher<B> {
     health: Arc<Health>,
 }
 
+/// How long to wait before the next attempt. What fails right behind a stream's begin is not tried without a pause.
+struct Backoff {
+    next: Duration,
+    /// Everything up to here was published when the stream failed last.
+    failed_at: Position,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { next: BACKOFF.0, failed_at: Position::ZERO }
+    }
+
+    /// The longest pause to make, after a failure of what comes behind `head`.
+    fn failed(&mut self, head: Position) -> Duration {
+        self.failed_at = head;
+        let next = (self.next * 2).min(BACKOFF.1);
+        std::mem::replace(&mut self.next, next)
+    }
+
+    /// Everything up to `head` is published: what is beyond the last failure is news.
+    fn passed(&mut self, head: Position) {
+        if head > self.failed_at {
+            self.next = BACKOFF.0;
+        }
+    }
+}
+
 impl<B: Backbone> Publisher<B> {
     async fn run<S: Source>(&mut self, source: &mut S) -> Result<(), PublishError> {
-        let mut pause = BACKOFF.0;
+        let mut backoff = Backoff::new();
         loop {
-            let error = match self.stream(source, &mut pause).await {
+            let error = match self.stream(source, &mut backoff).await {
                 Ok(never) => match never {},
                 Err(PublishError::Source(error)) => error,
                 Err(error) => return Err(error),
             };
             let Retry::After(at_least) = error.retry else { return Err(error.into()) };
+            let pause = backoff.failed(self.assembly.head);
             self.assembly.interrupt();
             self.health.unwell(Part::Stream, error.message.clone());
             let delay = at_least + rand::rng().random_range(Duration::ZERO..=pause);
@@ -100,7 +128,6 @@ impl<B: Backbone> Publisher<B> {
                 retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                 "no stream from Postgres: {error}"
             );
-            pause = (pause * 2).min(BACKOFF.1);
             tokio::time::sleep(delay).await;
         }
     }
@@ -109,7 +136,7 @@ impl<B: Backbone> Publisher<B> {
     async fn stream<S: Source>(
         &mut self,
         source: &mut S,
-        pause: &mut Duration,
+        backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible, PublishError> {
         loop {
             self.reload(source).await?;
@@ -128,9 +155,12 @@ impl<B: Backbone> Publisher<B> {
                 }
             };
             self.health.beat(Instant::now());
+            backoff.passed(self.assembly.head);
             match changes {
                 Changes::Start(start) => {
-                    *pause = BACKOFF.0;
+                    if start.epoch != self.assembly.epoch {
+                        backoff.failed_at = Position::before(start.from);
+                    }
                     self.assembly.start(start);
                     let replay_until = Position::before(start.replay_until);
                     let quiet_from = start.quiet_from;
@@ -438,6 +468,25 @@ mod tests {
         assert_eq!((batch.after, batch.upto), (Position::new(100, 4), Position::before(110)));
         assert_eq!(partials(&batch), [true]);
         assert_eq!(assembly.published(&batch), Some(110));
+    }
+
+    #[test]
+    fn what_fails_at_the_same_place_is_tried_less_and_less_often() {
+        let mut backoff = Backoff::new();
+        let mut check = |began: u64, failed: u64, expected_ms: u64| {
+            backoff.passed(Position::before(began));
+            let pause = backoff.failed(Position::before(failed));
+            assert_eq!(pause, Duration::from_millis(expected_ms), "from {began} to {failed}");
+        };
+        check(100, 100, 200);
+        check(100, 100, 400);
+        check(100, 100, 800);
+        check(101, 101, 200);
+        check(101, 101, 400);
+        for _ in 0..10 {
+            backoff.failed(Position::before(101));
+        }
+        assert_eq!(backoff.failed(Position::before(101)), BACKOFF.1);
     }
 
     #[test]
