@@ -16,6 +16,7 @@
 //! flush position back.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,7 @@ use replication::{Frame, Stream};
 use retention::Pressure;
 use seeding::{Seeding, next_piece};
 use slots::Slots;
+use types::TypeRow;
 
 /// Transactions that are remembered because they may not be visible yet.
 const YIELDED_MAX: usize = 4096;
@@ -109,6 +111,8 @@ pub struct Wal {
     yielded: VecDeque<(u32, Instant)>,
 }
 
+type Lookup = Pin<Box<dyn Future<Output = Result<Vec<TypeRow>, Failure>> + Send>>;
+
 /// A running stream and what belongs to it.
 struct Live {
     stream: Stream,
@@ -116,6 +120,9 @@ struct Live {
     gate: Option<Gate>,
     /// Begun, not yet known to be visible.
     waiting: Option<Arc<Commit>>,
+    /// The catalog is being asked for types. Kept here for the same reason as the gate's look: whoever gives up
+    /// waiting does not ask again.
+    lookup: Option<Lookup>,
     seeding: Option<Seeding>,
     ready: VecDeque<Changes>,
     acknowledged: watch::Sender<u64>,
@@ -246,6 +253,7 @@ impl Wal {
             assembler: Assembler::new(&standing.key),
             gate,
             waiting: None,
+            lookup: None,
             seeding: None,
             ready: [Changes::Start(start)].into(),
             acknowledged,
@@ -293,7 +301,8 @@ impl Wal {
             tokio::select! {
                 piece = next_piece(&mut live.seeding) => Step::Piece(piece),
                 changes = live_step(
-                    &mut live.stream, &mut live.assembler, &mut live.gate, &mut live.waiting, &self.companion,
+                    &mut live.stream, &mut live.assembler, &mut live.gate, &mut live.waiting, &mut live.lookup,
+                    &self.companion, self.config.lease,
                 ), if reading => Step::Stream(changes),
             }
         };
@@ -434,7 +443,9 @@ async fn live_step(
     assembler: &mut Assembler,
     gate: &mut Option<Gate>,
     waiting: &mut Option<Arc<Commit>>,
-    companion: &Companion,
+    lookup: &mut Option<Lookup>,
+    companion: &Arc<Companion>,
+    answer_max: Duration,
 ) -> Result<Option<Changes>, Failure> {
     loop {
         if let (Some(gate), Some(commit)) = (gate.as_mut(), waiting.as_ref()) {
@@ -442,15 +453,14 @@ async fn live_step(
         }
         *waiting = None;
         if !assembler.unknown_types().is_empty() {
-            // The gate has nothing to do now, while the companion may be reading a large table.
-            let answer = match gate {
-                Some(gate) => types::look_up(&gate.session(), assembler.unknown_types()).await,
-                None => types::look_up(&*companion.lock().await?, assembler.unknown_types()).await,
-            };
-            let answer = answer.map_err(|error| {
-                Failure::again(format!("reading the catalog of types: {}", describe(&error)))
-            })?;
-            assembler.learn(&answer);
+            let asking = lookup.get_or_insert_with(|| {
+                let gate = gate.as_ref().map(Gate::session);
+                let unknown = assembler.unknown_types().to_vec();
+                Box::pin(look_up(gate, Arc::clone(companion), unknown, answer_max))
+            });
+            let answer = asking.await;
+            *lookup = None;
+            assembler.learn(&answer?);
         }
         match stream.next().await? {
             Frame::Data { body, .. } => match assembler.push(body) {
@@ -463,6 +473,27 @@ async fn live_step(
             Frame::Keepalive { wal_end } => return Ok(Some(Changes::Idle(wal_end))),
         }
     }
+}
+
+/// What the catalog says of these types.
+async fn look_up(
+    gate: Option<Arc<Session>>,
+    companion: Arc<Companion>,
+    unknown: Vec<u32>,
+    answer_max: Duration,
+) -> Result<Vec<TypeRow>, Failure> {
+    let answer = if let Some(session) = gate {
+        // It has nothing to do now, while others may be in line for the companion.
+        tokio::time::timeout(answer_max, types::look_up(&session, &unknown)).await
+    } else {
+        let session = companion.lock().await?;
+        tokio::time::timeout(answer_max, types::look_up(&session, &unknown)).await
+    };
+    let Ok(answer) = answer else {
+        let message = format!("the catalog of types was not read within {answer_max:?}");
+        return Err(Failure { message, kind: Kind::Silent });
+    };
+    answer.map_err(|error| Failure::again(format!("reading the catalog of types: {}", describe(&error))))
 }
 
 impl Source for Wal {
