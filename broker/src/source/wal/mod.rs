@@ -231,12 +231,17 @@ impl Wal {
             )));
         }
         // Another number line, or a part of this one that was never seen: all values are read anew.
-        if self.line.is_none_or(|(epoch, upto)| epoch != start.epoch || start.from > upto) {
+        // Compared with what is published, for that is how far the hub came; more may have been yielded.
+        let unseen = |known: Option<(Epoch, u64)>| {
+            known.is_none_or(|(epoch, upto)| epoch != start.epoch || start.from > upto)
+        };
+        if unseen(self.line) || unseen(self.published) {
             if self.line.is_some_and(|(epoch, _)| epoch != start.epoch) {
                 // Ids of another server, or of one that lost them, say nothing here.
                 self.yielded.clear();
             }
-            (self.line, self.seeded, self.settle) = (Some((start.epoch, start.from)), false, 0);
+            self.line = Some((start.epoch, start.from));
+            (self.published, self.seeded, self.settle) = (self.line, false, 0);
         }
         let gate_session = gate.as_ref().map(Gate::session);
         let handover = self.lease.won(walsender, gate_session.clone(), asked_by).await?;
