@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Position;
@@ -200,8 +201,9 @@ async fn rest(
 }
 
 /// Makes the server write a record of running transactions. Its background writer does so every 15 s, but
-/// sleeps long and often once nothing happens; making a logical slot does it at once, with no right that we lack.
-pub(super) async fn ask_for_record(session: &mut Session, mark: &str) {
+/// sleeps long and often once nothing happens; making a logical slot does it at once, with no right that we lack. Whether
+/// it did.
+pub(super) async fn ask_for_record(session: &mut Session, mark: &str) -> bool {
     let slot = literal(mark);
     let sql = format!(
         "SET LOCAL lock_timeout = '100ms';
@@ -209,10 +211,11 @@ pub(super) async fn ask_for_record(session: &mut Session, mark: &str) {
          SELECT pg_catalog.pg_drop_replication_slot({slot})"
     );
     let asked = async { session.transaction().await?.batch_execute(&sql).await };
-    if let Err(error) = asked.await {
-        // In most cases the record is written all the same; and if it is not, one comes later.
-        tracing::debug!("asking for a record of running transactions: {}", describe(&error));
-    }
+    let Err(error) = asked.await else { return true };
+    // The record comes before the wait for the transactions that run; others' refusals come before the record.
+    let written = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
+    tracing::debug!(written, "asking for a record of running transactions: {}", describe(&error));
+    written
 }
 
 /// Where the floor is to be.

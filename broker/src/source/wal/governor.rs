@@ -141,9 +141,10 @@ impl Governor {
         self.tell(&sight, pressure);
         self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
         if pressure == Pressure::Shrink && memory.asks(&sight, now) {
-            ask_for_record(&mut session, &self.slots.mark).await;
+            let written = ask_for_record(&mut session, &self.slots.mark).await;
             let upto = wal_end(&session).await.map_err(|error| describe(&error))?;
-            memory.asked = Some(Asked { at: now, from: sight.lsn, upto });
+            // One that was not written proves nothing about who holds the log.
+            memory.asked = written.then_some(Asked { at: now, from: sight.lsn, upto }).or(memory.asked);
         }
         if sight.ours && rests_too_long(&sight) {
             self.touch_floor(&session).await.map_err(|error| describe(&error))?;
