@@ -3,13 +3,14 @@
 //! A node is made of named tasks that it owns. The first that ends with an error ends the node; nothing
 //! outlives [`Node::join`].
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::backbone::Backbone as _;
@@ -84,7 +85,8 @@ pub struct Node {
     /// Where operators connect.
     pub admin: SocketAddr,
     parts: Arc<Parts>,
-    tasks: JoinSet<(&'static str, Result<(), NodeError>)>,
+    tasks: JoinSet<Result<(), NodeError>>,
+    names: HashMap<Id, &'static str>,
 }
 
 /// What the tasks share.
@@ -134,8 +136,13 @@ impl Node {
             end: CancellationToken::new(),
             config,
         });
-        let mut node =
-            Self { http: http.1, admin: admin.1, parts: Arc::clone(&parts), tasks: JoinSet::new() };
+        let mut node = Self {
+            http: http.1,
+            admin: admin.1,
+            parts: Arc::clone(&parts),
+            tasks: JoinSet::new(),
+            names: HashMap::new(),
+        };
         node.spawn("publish", publish(Arc::clone(&parts)));
         node.spawn("ingest", {
             let (backbone, hub) = (Arc::clone(&parts.backbone), Arc::clone(&parts.hub));
@@ -176,7 +183,7 @@ impl Node {
         name: &'static str,
         task: impl Future<Output = Result<(), NodeError>> + Send + 'static,
     ) {
-        self.tasks.spawn(async move { (name, task.await) });
+        self.names.insert(self.tasks.spawn(task).id(), name);
     }
 
     /// Whether clients are served as promised.
@@ -208,7 +215,7 @@ impl Node {
     /// What ended the node.
     pub async fn join(mut self, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
         let result = tokio::select! {
-            ended = first_failure(&mut self.tasks) => ended,
+            ended = first_failure(&mut self.tasks, &self.names) => ended,
             () = shutdown => Ok(()),
         };
         self.drain().await;
@@ -241,12 +248,17 @@ impl Node {
 }
 
 /// The first task that fails; tasks that merely end are no reason to stop.
-async fn first_failure(tasks: &mut JoinSet<(&'static str, Result<(), NodeError>)>) -> Result<(), NodeError> {
+async fn first_failure(
+    tasks: &mut JoinSet<Result<(), NodeError>>,
+    names: &HashMap<Id, &'static str>,
+) -> Result<(), NodeError> {
     while let Some(ended) = tasks.join_next().await {
         match ended {
-            Ok((_, Ok(()))) => {}
-            Ok((_, Err(error))) => return Err(error),
-            Err(error) if error.is_panic() => return Err(NodeError::Panicked("of the node")),
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(error) if error.is_panic() => {
+                return Err(NodeError::Panicked(names.get(&error.id()).copied().unwrap_or("of the node")));
+            }
             Err(_) => {}
         }
     }

@@ -217,8 +217,7 @@ impl Wal {
             replay_until: start.replay_until,
             standbys: seen,
         };
-        let mut companion = self.companion.watch();
-        companion.mark_unchanged();
+        let companion = self.companion.watch();
         if let Some((epoch, upto)) = self.line
             && epoch == start.epoch
             && start.replay_until < upto
