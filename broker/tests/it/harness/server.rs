@@ -195,7 +195,12 @@ pub(crate) fn target(text: &str) -> Target {
 /// The server that all tests share.
 async fn shared() -> Server {
     static SHARED: OnceLock<Server> = OnceLock::new();
-    blocking(|| SHARED.get_or_init(|| Server::make(&Options::for_tests().set("max_prepared_transactions", "10"))).clone()).await
+    blocking(|| {
+        SHARED
+            .get_or_init(|| Server::make(&Options::for_tests().set("max_prepared_transactions", "10")))
+            .clone()
+    })
+    .await
 }
 
 /// Creates a database in the shared server and says where it is.
