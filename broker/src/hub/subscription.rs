@@ -280,13 +280,18 @@ impl Subscription {
             if let Some(reason) = self.reset_reason(inner) {
                 return Poll::Ready(self.begin_again(inner, reason));
             }
+            let wanted = self.unsettled();
             if !self.take_values(inner) {
                 park(inner, self.id, cx);
                 return Poll::Pending;
             }
             match std::mem::replace(&mut self.values, Values::Done) {
                 Values::Taken(values) => values,
-                _ => return self.poll_events(inner, cx, limit),
+                // While it waited, what it would now be told of may have become void.
+                _ => match self.reset_reason(inner).filter(|_| wanted) {
+                    Some(reason) => return Poll::Ready(self.begin_again(inner, reason)),
+                    None => return self.poll_events(inner, cx, limit),
+                },
             }
         };
         self.cursor = Cursor::new(self.epoch, self.position);
