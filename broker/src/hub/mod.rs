@@ -365,6 +365,10 @@ impl Inner {
         if self.retained.reached(line.head) || replayed {
             self.registry.wake_parked(woken);
         }
+        let misled = self.retained.misled();
+        if !misled.is_empty() {
+            line.withdrawn.withdraw(line.head.max(line.replay_until), misled);
+        }
     }
 
     /// Compares the batch with where the hub is; begins anew on another number line or behind a gap. Whether

@@ -15,6 +15,8 @@ use crate::event::{Commit, Effect, Event, Outdated, Snapshot};
 
 /// Bookkeeping that a value costs beside its bytes.
 const OVERHEAD_BYTES: usize = 256;
+/// If more topics have to be told anew, all of their tables' are.
+const MISLED_MAX: usize = 32;
 
 /// The current value of a topic.
 #[derive(Debug)]
@@ -60,11 +62,13 @@ pub(super) struct Filling {
 }
 
 /// A seeding under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Seeding {
     tables: Arc<[Arc<str>]>,
     /// Known once rows come.
     snapshot: Option<Arc<Snapshot>>,
+    /// What values may already contain by a seeding that broke off, and in which round that was.
+    older: Option<(Arc<Snapshot>, u32)>,
     /// Rows are still to come.
     reading: bool,
     /// Topics and tables cleared since it began, by which transaction.
@@ -75,13 +79,27 @@ struct Seeding {
     lacking: HashMap<Topic, Vec<Position>>,
     /// Values that were known before and that the rows read no longer hold: the stream has yet to say why.
     gone: Vec<(Topic, Arc<str>)>,
+    /// Where the stream told of a row that only the seed puts among the values.
+    told: HashMap<Topic, Arc<str>>,
     cleared_tables: HashMap<Arc<str>, u32>,
 }
 
 impl Seeding {
     /// Whether the rows read already contain what this transaction did.
     fn contains(&self, xid: u32) -> bool {
-        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.contains(xid))
+        let older = || self.older.as_ref().map(|(snapshot, _)| snapshot);
+        self.snapshot.as_ref().or_else(older).is_some_and(|snapshot| snapshot.contains(xid))
+    }
+
+    /// Whether a value is as new as the stream. Once a snapshot is known, what it contains waits for the seed, and
+    /// values of before fall behind.
+    fn current(&self, value: &Value, round: u32) -> bool {
+        let since = match (&self.snapshot, &self.older) {
+            (Some(_), _) => round,
+            (None, Some((_, since))) => *since,
+            (None, None) => return true,
+        };
+        value.round >= since && value.xid().is_none_or(|xid| !self.contains(xid))
     }
 
     /// Remembers which events lack columns that the seed will tell.
@@ -124,6 +142,10 @@ pub(super) struct Retained {
     known: bool,
     /// Tables to be read since their rules changed.
     due: BTreeMap<Arc<str>, Due>,
+    /// Where the stream told of a row of which only the seed knows whether it is a member.
+    doubtful: HashMap<Topic, Arc<str>>,
+    /// Where such a row turned out to be none.
+    misled: Vec<TopicPattern>,
 }
 
 /// A table to be read.
@@ -185,16 +207,11 @@ impl Retained {
             let anywhere = || Due { topics: TopicPattern::new("**").into_iter().collect(), begun: true };
             self.due.entry(Arc::clone(table)).or_insert_with(anywhere).begun = true;
         }
-        self.seeding = Some(Seeding {
-            tables,
-            snapshot: None,
-            reading: true,
-            cleared: HashMap::new(),
-            departed: HashMap::new(),
-            lacking: HashMap::new(),
-            gone: Vec::new(),
-            cleared_tables: HashMap::new(),
-        });
+        // What one that broke off was to tell, this one tells.
+        let Seeding { snapshot, older, lacking, gone, told, .. } = self.seeding.take().unwrap_or_default();
+        let older = snapshot.map(|snapshot| (snapshot, self.round - 1)).or(older);
+        self.seeding =
+            Some(Seeding { tables, reading: true, older, lacking, gone, told, ..Seeding::default() });
     }
 
     /// Takes rows read by seeding, unless the stream brought something newer; what they tell of events that the
@@ -276,10 +293,23 @@ impl Retained {
     pub(super) fn reached(&mut self, head: Position) -> bool {
         let settles = self.settle.is_some_and(|settle| head >= settle);
         if settles {
+            let read = |table: &Arc<str>| self.due.get(table).is_none_or(|due| due.begun);
+            let doubtful = self.doubtful.extract_if(|_, table| read(table)).map(|(topic, _)| topic);
+            let misled = doubtful.filter(|topic| !self.values.contains_key(topic));
+            self.misled.extend(misled.map(TopicPattern::from));
+            if self.misled.len() > MISLED_MAX {
+                let begun = self.due.values().filter(|due| due.begun);
+                self.misled = begun.flat_map(|due| due.topics.iter().cloned()).collect();
+            }
             (self.settle, self.seeding, self.known) = (None, None, true);
             self.due.retain(|_, due| !due.begun);
         }
         settles
+    }
+
+    /// Where what was told does not hold, since the values became exact; said once.
+    pub(super) fn misled(&mut self) -> Vec<TopicPattern> {
+        std::mem::take(&mut self.misled)
     }
 
     /// Lets an event of a state rule change its topic's value.
@@ -289,12 +319,28 @@ impl Retained {
         };
         let mut reading = None;
         let settled = self.settled_table(&state.table);
+        if state.effect != Effect::PutIfPresent {
+            self.doubtful.remove(&event.topic);
+        }
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(&state.table)
         {
+            if state.effect == Effect::Clear {
+                seeding.told.remove(&event.topic);
+            }
             if seeding.contains(commit.xid) {
-                if let Some(value) = self.values.get(&event.topic) {
-                    merge_unchanged(event, &value.event.data);
+                if state.effect == Effect::PutIfPresent {
+                    self.doubtful.insert(event.topic.clone(), Arc::clone(&state.table));
+                }
+                if state.effect != Effect::Clear {
+                    let value = self.values.get(&event.topic);
+                    if let Some(value) = value.filter(|value| seeding.current(value, self.round)) {
+                        merge_unchanged(event, &value.event.data);
+                    }
+                    // Where nothing was ever known, a TRUNCATE voids everything.
+                    if self.known {
+                        seeding.told.insert(event.topic.clone(), state.table);
+                    }
                 }
                 seeding.note_lacking(event, state.effect);
                 return Verdict::Keep;
@@ -324,11 +370,7 @@ impl Retained {
             Some(left) => left.as_mut(),
             None => self.values.get_mut(&event.topic),
         };
-        // Once the snapshot is known, what it contains waits for the seed: older values are behind.
-        let old = old.filter(|old| match reading.as_ref().and_then(|seeding| seeding.snapshot.as_ref()) {
-            Some(snapshot) => old.round == self.round && old.xid().is_none_or(|xid| !snapshot.contains(xid)),
-            None => true,
-        });
+        let old = old.filter(|old| reading.as_ref().is_none_or(|seeding| seeding.current(old, self.round)));
         if let Some(old) = &old {
             merge_unchanged(event, &old.event.data);
         }
@@ -344,6 +386,9 @@ impl Retained {
         // What was a member before the seeding need not be one by the rules of now.
         let member = |old: &Value| !old.unsure && (reading.is_none() || old.round == self.round);
         let unsure = state.effect == Effect::PutIfPresent && !old.as_deref().is_some_and(member);
+        if state.effect == Effect::PutIfPresent && !settled {
+            self.doubtful.insert(event.topic.clone(), Arc::clone(&state.table));
+        }
         let mut path = old.map(|old| std::mem::take(&mut old.path)).unwrap_or_default();
         path.extend(from.map(|from| (from, commit.xid)));
         let event_now = Arc::new(event.clone());
@@ -381,7 +426,9 @@ impl Retained {
                 seeding.cleared_tables.insert(Arc::clone(table), commit.xid);
             }
         }
-        let mut topics = Vec::new();
+        let known = self.known;
+        let doubtful = self.doubtful.extract_if(|_, of| of == table).map(|(topic, _)| topic);
+        let mut topics: Vec<Topic> = doubtful.filter(|_| known).collect();
         let bytes = &mut self.bytes;
         self.values.retain(|topic, value| {
             // Rows that the seed found were inserted behind a TRUNCATE that it contains.
@@ -392,12 +439,18 @@ impl Retained {
             }
             !gone
         });
-        if let Some(seeding) = self.seeding.as_mut().filter(|_| contained) {
-            // Emptied before the rows were read: of what is no longer there, this is what is told.
-            let emptied = seeding.gone.extract_if(.., |(_, of)| of == table);
-            topics.extend(emptied.map(|(topic, _)| topic).filter(|topic| !self.values.contains_key(topic)));
-            topics.sort_unstable();
+        if let Some(seeding) = &mut self.seeding {
+            let told = seeding.told.extract_if(|_, of| of == table);
+            topics.extend(told.map(|(topic, _)| topic));
+            if contained {
+                // Emptied before the rows were read: of what is no longer there, this is what is told.
+                let emptied = seeding.gone.extract_if(.., |(_, of)| of == table);
+                let emptied = emptied.map(|(topic, _)| topic);
+                topics.extend(emptied.filter(|topic| !self.values.contains_key(topic)));
+            }
         }
+        topics.sort_unstable();
+        topics.dedup();
         topics
     }
 

@@ -1,4 +1,5 @@
-//! Topics of which what was told no longer holds, since the rules changed: who followed them begins anew.
+//! Topics of which what was told does not hold, since the rules changed or a seed knew better: who followed them
+//! begins anew.
 //!
 //! A rule that changes tells nobody of the rows that are no members any more. So its topics get a floor of their
 //! own. It lies at a position that no cursor can have yet, or those who were told before could not be told

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::{Commit, Outdated, Snapshot};
 
+mod exact;
 mod values;
 
 fn hub(events: usize) -> Arc<Hub> {

@@ -440,3 +440,85 @@ fn who_followed_topics_of_a_rule_that_changed_begins_anew() {
     let withdrawn = Window { quiet_from: Position::before(103), replay_from: 103 };
     assert_eq!(feed.hub.window(), Some(withdrawn));
 }
+
+#[test]
+fn a_truncate_is_told_of_what_was_told_while_the_seed_had_yet_to_say_it() {
+    for contained in [true, false] {
+        let mut feed = Feed::settled(100);
+        let mut vm = feed.subscribe(&["vm/*"], From::Now);
+        feed.begin_seed();
+        feed.seed("20:20:", vec![seeded("vm/b", "2")]);
+        // Contained, so it is the seed that puts it among the values, if it is still there.
+        feed.send(vec![put(101, 15, "vm/a", "1"), put(101, 15, "vm/c", "1")]);
+        feed.send(vec![clear(103, 16, "vm/c")]);
+        let (position, xid) = (Position::new(105, 1), if contained { 17 } else { 25 });
+        let commit = commit(105, xid);
+        feed.send(vec![Entry::ClearTable { position, table: "public.vms".into(), commit, partial: false }]);
+        assert_eq!(events(&mut vm, 3).len(), 3);
+        let told = events(&mut vm, 10);
+        assert!(told.contains(&"105:1 vm/a truncate null".to_owned()), "{contained}: {told:?}");
+        assert!(!told.iter().any(|line| line.contains("vm/c")), "{contained}: {told:?}");
+    }
+}
+
+#[test]
+fn told_columns_do_not_come_from_a_value_that_is_behind_the_seed() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 10, "vm/a", r#"{"logs":"old"}"#)]);
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.begin_seed();
+    feed.seed("20:20:", vec![seeded("vm/b", "1")]);
+    feed.send(vec![put(103, 11, "vm/a", r#"{"logs":"new"}"#)]);
+    let Entry::Event(event) = lacking(105, "vm/a", Effect::Put, "{}") else { unreachable!() };
+    feed.send(vec![Entry::Event(Event { commit: Some(commit(105, 12)), ..event })]);
+    assert_eq!(events(&mut vm, 10), [r#"103:1 vm/a update {"logs":"new"}"#, r#"105:1 vm/a update {}"#]);
+}
+
+#[test]
+fn columns_of_a_row_that_moves_do_not_come_from_what_a_seed_that_broke_off_found_there() {
+    let mut feed = Feed::settled(100);
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.begin_seed();
+    // In the snapshot the first row has moved on and another is in its place; the stream is still behind.
+    feed.seed("30:30:", vec![seeded("vm/a", r#"{"n":9,"logs":"second"}"#)]);
+    feed.begin_seed();
+    feed.send(vec![clear(101, 25, "vm/a"), lacking(101, "vm/b", Effect::Put, r#"{"n":1}"#)]);
+    assert_eq!(events(&mut vm, 10), [r#"101:1 vm/a delete {"id":1}"#, r#"101:1 vm/b update {"n":1}"#]);
+    feed.seed("40:40:", vec![seeded("vm/b", r#"{"n":1,"logs":"first"}"#)]);
+    let mut late = feed.subscribe(&["vm/b"], From::After(Cursor::new(feed.epoch, Position::before(100))));
+    assert_eq!(events(&mut late, 10), [r#"101:1 vm/b update {"logs":"first","n":1}"#]);
+}
+
+#[test]
+fn who_waited_for_values_while_rules_changed_is_told_nothing_of_the_old_ones() {
+    let mut feed = Feed::new(100);
+    let mut early = feed.subscribe(&["vm/*"], From::Current);
+    feed.begin_seed();
+    feed.end_seed("1:1:", feed.head);
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    feed.note(outdated("public.vms", &["vm/*"], true));
+    feed.send(vec![put(103, 11, "vm/b", "1")]);
+    feed.begin_seed();
+    feed.end_seed("20:20:", feed.head);
+    feed.send(vec![put(105, 25, "vm/c", "1")]);
+    assert_eq!(events(&mut early, 1), ["reset Gap"]);
+    assert_eq!(events(&mut early, 10), ["103:1 vm/b update 1", "105:1 vm/c update 1"]);
+}
+
+#[test]
+fn who_was_told_of_a_row_that_turns_out_to_be_no_member_begins_anew() {
+    let mut feed = Feed::new(100);
+    let start = From::After(feed.hub.head().unwrap());
+    feed.begin_seed();
+    let put = |lsn, xid, topic| state(lsn, xid, topic, Op::Update, Effect::PutIfPresent, "1");
+    feed.send(vec![put(101, 25, "vm/a")]);
+    feed.seed("20:20:", vec![seeded("vm/c", "1")]);
+    feed.send(vec![put(103, 15, "vm/b"), put(103, 15, "vm/c")]);
+    let mut followers = ["vm/a", "vm/b", "vm/c"].map(|topic| feed.subscribe(&[topic], start));
+    followers.iter_mut().for_each(|follower| assert_eq!(events(follower, 10).len(), 1));
+    feed.end_seed("20:20:", Position::before(110));
+    feed.send_upto(vec![], Position::before(110));
+    feed.send(vec![message(111, 1, "x")]);
+    let told = followers.map(|mut follower| events(&mut follower, 10));
+    assert_eq!(told, [vec!["reset Gap"], vec!["reset Gap"], vec![]]);
+}
