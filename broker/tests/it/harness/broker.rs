@@ -1,6 +1,7 @@
 //! A broker on a database of the test's own, as `walcast setup` and `walcast serve` make one, and the ways in
 //! which a test looks at it. Nothing here sleeps: everything waits for a condition, with a generous limit.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -9,7 +10,7 @@ use walcast::cli::local;
 use walcast::config::Config;
 use walcast::node::{Node, NodeError};
 use walcast_client::wire::Event;
-use walcast_client::{After, Client, EventsRequest, Transport};
+use walcast_client::{After, Client, EventsRequest, Message, Transport};
 
 use super::plain::Plain;
 use super::server::{self, Server};
@@ -154,9 +155,20 @@ impl Broker {
 
     /// Waits until everything committed so far is delivered to whom it concerns.
     pub(crate) async fn catch_up(&self) {
-        let mut marks = self.follow(Transport::Poll, &[MARK]).await;
-        self.run(&format!("SELECT walcast.publish('{MARK}', 'null')")).await;
-        marks.next().await;
+        static MARKS: AtomicU64 = AtomicU64::new(0);
+        let mark = format!("caught up {}", MARKS.fetch_add(1, Ordering::Relaxed));
+        let publish = format!("SELECT walcast.publish('{MARK}', '\"{mark}\"')");
+        let Follower(mut marks) = self.follow(Transport::Poll, &[MARK]).await;
+        self.run(&publish).await;
+        loop {
+            match within("the mark", marks.next()).await {
+                Ok(Some(Message::Event(event))) if value(&event).data == *mark => return,
+                Ok(Some(Message::Event(_) | Message::Subscribed { .. })) => {}
+                // It may be gone from a short history while others write much.
+                Ok(Some(Message::Reset(_))) => self.run(&publish).await,
+                other => panic!("{}: no mark but {other:?}", self.name),
+            }
+        }
     }
 
     /// Until this many subscriptions exist.
