@@ -153,16 +153,14 @@ impl Node {
         node.spawn("monitor", monitor(Arc::clone(&parts)));
         node.spawn("http", {
             let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
-            let mut limits = parts.config.http.limits();
-            limits.connections_max = listen::connections_possible(limits.connections_max);
-            let drain = parts.drain.clone();
-            let hub = Arc::clone(&parts.hub);
+            let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
             let away = parts.health.standing_by();
-            let router = transport::router(parts.config.http.clone(), hub, publisher, drain.clone(), away);
+            let serving =
+                transport::serve(http.0, parts.config.http.clone(), hub, publisher, drain, away);
             let gone = parts.clients_gone.clone().drop_guard();
             async move {
                 let _gone = gone;
-                listen::serve(http.0, router, limits, drain).await;
+                serving.await;
                 Ok(())
             }
         });
@@ -171,7 +169,7 @@ impl Node {
                 admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), telemetry::metrics());
             let (limits, end) = (parts.config.admin.limits(), parts.end.clone());
             async move {
-                listen::serve(admin.0, router, limits, end).await;
+                listen::serve(admin.0, Arc::new(listen::http::Routed(router)), limits, end).await;
                 Ok(())
             }
         });

@@ -10,8 +10,10 @@ use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 use super::merge::merge;
 use crate::event::{Commit, Event};
 
-/// What stands before the event object in a WebSocket text frame.
-const FRAME_PREFIX: &str = r#"{"event":"#;
+/// Room for the header of a WebSocket frame, which stands before its text and ends here.
+const HEADER_BYTES_MAX: usize = 10;
+/// What stands before the event object in the text of a WebSocket frame.
+const TEXT_PREFIX: &str = r#"{"event":"#;
 /// What stands before the cursor in the event object.
 const CURSOR_PREFIX: &str = r#"{"cursor":""#;
 /// Bookkeeping that an event costs beside its bytes: list entries, reference counts, allocation headers.
@@ -22,7 +24,10 @@ const OVERHEAD_BYTES: usize = 192;
 pub struct Encoded {
     cursor: Cursor,
     topic: Topic,
+    /// Room, header, text.
     frame: Bytes,
+    /// Where the header begins.
+    header: u8,
     data: (u32, u32),
     /// Order among events of one position.
     pub(super) index: u32,
@@ -47,16 +52,17 @@ impl Encoded {
         &self.topic
     }
 
-    /// The text frame of a WebSocket: `{"event":{…}}`.
+    /// As a WebSocket frame of its own: `{"event":{…}}` behind a header. A server's frames are unmasked, so this
+    /// one is everybody's.
     #[must_use]
-    pub fn text_frame(&self) -> Bytes {
-        self.frame.clone()
+    pub fn websocket_frame(&self) -> &[u8] {
+        self.frame.get(usize::from(self.header)..).unwrap_or_default()
     }
 
     /// The event object.
     #[must_use]
     pub fn json(&self) -> Bytes {
-        self.frame.slice(FRAME_PREFIX.len()..self.frame.len() - 1)
+        self.frame.slice(HEADER_BYTES_MAX + TEXT_PREFIX.len()..self.frame.len() - 1)
     }
 
     /// The value of `data` alone.
@@ -96,7 +102,8 @@ impl Encoded {
         out.extend_from_slice(rest.get(at + text.len()..)?);
         let end = u32::try_from(start + data.len()).ok()?;
         let (cursor, topic, index) = (self.cursor, self.topic.clone(), self.index);
-        Some(Self { cursor, topic, frame: Bytes::from(out), data: (self.data.0, end), index })
+        let header = write_header(&mut out);
+        Some(Self { cursor, topic, frame: Bytes::from(out), header, data: (self.data.0, end), index })
     }
 }
 
@@ -137,8 +144,9 @@ impl Encoder {
         let cursor = Cursor::new(self.epoch, event.position);
         let commit = self.commit_text(event.commit.as_ref());
         let topic = event.topic.as_str();
-        let mut out = Vec::with_capacity(192 + topic.len() + event.data.len());
-        out.extend_from_slice(FRAME_PREFIX.as_bytes());
+        let mut out = Vec::with_capacity(224 + topic.len() + event.data.len());
+        out.extend_from_slice(&[0; HEADER_BYTES_MAX]);
+        out.extend_from_slice(TEXT_PREFIX.as_bytes());
         out.extend_from_slice(CURSOR_PREFIX.as_bytes());
         out.extend_from_slice(&cursor.encode());
         out.extend_from_slice(br#"","topic":"#);
@@ -158,6 +166,7 @@ impl Encoder {
         write_names("unchanged", &event.unchanged, &mut out);
         write_names("omitted", &event.omitted, &mut out);
         out.extend_from_slice(b"}}");
+        let header = write_header(&mut out);
         out.shrink_to_fit();
         // Events are bounded far below 4 GiB; a longer one would have been cut by the router.
         let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -165,10 +174,29 @@ impl Encoder {
             cursor,
             topic: event.topic.clone(),
             frame: Bytes::from(out),
+            header,
             data: (clamp(start), clamp(end)),
             index: 0,
         }
     }
+}
+
+/// Writes the header of an unmasked text frame before the text; where it begins (RFC 6455, section 5.2).
+fn write_header(frame: &mut [u8]) -> u8 {
+    const FINAL_TEXT: u8 = 0x81;
+    let length = frame.len().saturating_sub(HEADER_BYTES_MAX);
+    let wide = (length as u64).to_be_bytes();
+    let (code, width) = match length {
+        0..=125 => (wide[7], 0),
+        126..=0xFFFF => (126, 2),
+        _ => (127, 8),
+    };
+    let begin = HEADER_BYTES_MAX - 2 - width;
+    if let Some(header) = frame.get_mut(begin..HEADER_BYTES_MAX) {
+        header[..2].copy_from_slice(&[FINAL_TEXT, code]);
+        header[2..].copy_from_slice(&wide[8 - width..]);
+    }
+    u8::try_from(begin).unwrap_or_default()
 }
 
 fn write_names(field: &str, names: &[Arc<str>], out: &mut Vec<u8>) {
@@ -239,8 +267,22 @@ mod tests {
         assert_eq!((wire.xid, wire.last, wire.unchanged), (Some(9), true, vec!["logs".to_owned()]));
         assert_eq!(encoded.data(), event.data);
         let frame: walcast_wire::ServerFrame<serde_json::Value> =
-            serde_json::from_slice(&encoded.text_frame()).unwrap();
+            serde_json::from_slice(&encoded.websocket_frame()[4..]).unwrap();
         assert!(matches!(frame, walcast_wire::ServerFrame::Event(_)));
+    }
+
+    #[test]
+    fn headers_hold_the_length() {
+        let check = |length: usize, expected: &[u8]| {
+            let mut frame = vec![0; HEADER_BYTES_MAX + length];
+            let begin = usize::from(write_header(&mut frame));
+            assert_eq!(&frame[begin..HEADER_BYTES_MAX], expected, "{length}");
+        };
+        check(0, &[0x81, 0]);
+        check(125, &[0x81, 125]);
+        check(126, &[0x81, 126, 0, 126]);
+        check(0xFFFF, &[0x81, 126, 0xFF, 0xFF]);
+        check(0x1_0000, &[0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
     }
 
     #[test]

@@ -224,6 +224,13 @@ impl Hub {
         self.inner.lock().history.evict(now);
     }
 
+    /// Wakes everyone who is parked, to look at something that the hub does not know of.
+    pub fn wake_all(&self) {
+        let mut woken = Vec::new();
+        self.inner.lock().registry.wake_parked(&mut woken);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
     /// Starts reading.
     ///
     /// # Errors

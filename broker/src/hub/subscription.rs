@@ -134,18 +134,18 @@ impl Subscription {
         poll_fn(|cx| self.poll_next(cx, limit)).await
     }
 
-    /// Returns once current values, where they are wanted, are exact and taken. Cancel safe.
-    pub async fn settled(&mut self) {
-        poll_fn(|cx| {
-            let hub = Arc::clone(&self.hub);
-            let inner = &mut *hub.inner.lock();
-            if self.reset_reason(inner).is_some() || self.take_values(inner) {
-                return Poll::Ready(());
-            }
-            park(inner, self.id, cx);
-            Poll::Pending
-        })
-        .await;
+    /// Ready once current values, where they are wanted, are exact and taken.
+    pub fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if matches!(self.values, Values::Done | Values::Taken(_)) {
+            return Poll::Ready(());
+        }
+        let hub = Arc::clone(&self.hub);
+        let inner = &mut *hub.inner.lock();
+        if self.reset_reason(inner).is_some() || self.take_values(inner) {
+            return Poll::Ready(());
+        }
+        park(inner, self.id, cx);
+        Poll::Pending
     }
 
     /// Current values are wanted and not known yet: there is no cursor that would bring them again without
@@ -273,7 +273,8 @@ impl Subscription {
         true
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<Delivery> {
+    /// As [`Self::next`]; the task is woken once there is something.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<Delivery> {
         let values = {
             let hub = Arc::clone(&self.hub);
             let inner = &mut *hub.inner.lock();

@@ -1,34 +1,25 @@
 //! Listening: one accept loop for every HTTP listener of the process.
 //!
-//! It bounds what strangers can take before a handler sees them: connections, time for a request head,
-//! size of it, time without write progress. It knows nothing of what is served.
+//! It bounds what strangers can take before anybody sees them: connections, and time without write progress.
+//! What is served on an accepted [`Socket`] is for the [`Serve`] that it is given; [`http`] is the usual one.
 
-use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tower::ServiceExt;
 use walcast_wire::ProblemCode;
 
+pub mod http;
 mod refusal;
 mod socket;
 
-use socket::Socket;
+pub use socket::Socket;
 
 /// The largest request head, in bytes.
 pub const HEAD_BYTES_MAX: usize = 8192;
@@ -58,46 +49,51 @@ pub fn connections_possible(wanted: usize) -> usize {
     wanted.min(usize::try_from(granted.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX)).max(1)
 }
 
-/// A connection, as its requests see it (a request extension).
-#[derive(Clone, Debug)]
-pub struct Connection {
-    written: Arc<AtomicU64>,
+/// What is done with accepted connections.
+pub trait Serve: Send + Sync + 'static {
+    /// Serves one until it ends. When `house.drain` fires, what waits is answered and the connection ends soon.
+    /// The future is kept by every connection, so it should be small.
+    fn serve(self: Arc<Self>, socket: Socket, house: Arc<House>) -> impl Future<Output = ()> + Send;
+}
+
+/// What the connections of one listener share.
+#[derive(Debug)]
+pub struct House {
+    /// What each is granted.
+    pub limits: Limits,
+    /// Asks connections to end.
+    pub drain: CancellationToken,
     tasks: TaskTracker,
     kill: CancellationToken,
 }
 
-impl Connection {
-    /// Bytes that the peer's side has taken so far, to tell a slow peer from a dead one.
-    #[must_use]
-    pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
-    }
-
-    /// Held by a task that outlives the request (a WebSocket): [`serve`] waits for it.
+impl House {
+    /// Held by a task that outlives its connection's own (an upgraded one): [`serve`] waits for it.
     pub fn hold(&self) -> TaskTrackerToken {
         self.tasks.token()
     }
 
-    /// Fires when the time to drain is over: the holder ends at once.
+    /// Fires when the time to drain is over: whoever holds a token ends at once.
     #[must_use]
     pub fn kill(&self) -> &CancellationToken {
         &self.kill
     }
 }
 
-/// Serves `router` on `listener` until `drain` fires; then stops accepting and returns once every
-/// connection has ended. Handlers watch the same token to end their waits. Dropping the future cuts what
-/// is left, so the caller bounds the drain with a timeout.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, drain: CancellationToken) {
+/// Serves connections of `listener` until `drain` fires; then stops accepting and returns once every one has
+/// ended. Dropping the future cuts what is left, so the caller bounds the drain with a timeout.
+pub async fn serve(listener: TcpListener, service: Arc<impl Serve>, limits: Limits, drain: CancellationToken) {
     let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
     let _kill_on_drop = kill.clone().drop_guard();
+    let house = Arc::new(House { limits, drain, tasks, kill });
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let shed = Arc::new(Semaphore::new(SHED_MAX));
+    socket::tune(&listener);
     let mut backoff = None;
     loop {
         let accepted = tokio::select! {
             biased; // A drain wins over a storm of new connections.
-            () = drain.cancelled() => break,
+            () = house.drain.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -114,25 +110,23 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, drain:
                 };
                 backoff = Some(pause);
                 tokio::select! {
-                    () = drain.cancelled() => break,
+                    () = house.drain.cancelled() => break,
                     () = tokio::time::sleep(pause) => continue,
                 }
             }
         };
         backoff = None;
-        let connection = Connection { written: Arc::default(), tasks: tasks.clone(), kill: kill.clone() };
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            let socket = Socket::new(stream, connection.clone(), limits.write_timeout, slot);
-            tasks.spawn(run(socket, router.clone(), limits, connection, drain.clone()));
+            let socket = Socket::new(stream, Arc::clone(&house), slot);
+            house.tasks.spawn(run(Arc::clone(&service), socket, Arc::clone(&house)));
         } else if let Ok(slot) = Arc::clone(&shed).try_acquire_owned() {
             // The socket lingers on drop, so that the answer is not lost to a reset.
-            let socket = Socket::new(stream, connection, limits.write_timeout, slot);
-            tasks.spawn(refuse(socket));
+            house.tasks.spawn(refuse(Socket::new(stream, Arc::clone(&house), slot)));
         }
     }
     drop(listener);
-    tasks.close();
-    tasks.wait().await;
+    house.tasks.close();
+    house.tasks.wait().await;
 }
 
 fn is_peers(error: &io::Error) -> bool {
@@ -146,51 +140,11 @@ async fn refuse(mut socket: Socket) {
     let _ = socket.write_all(&answer).await;
 }
 
-async fn run(
-    socket: Socket,
-    router: Router,
-    limits: Limits,
-    connection: Connection,
-    drain: CancellationToken,
-) {
-    let kill = connection.kill.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(connection.clone());
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
-    });
-    let mut http = http1::Builder::new();
-    // Without a timer hyper's head timeout does nothing, in silence.
-    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).max_buf_size(HEAD_BYTES_MAX);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(socket), service).with_upgrades());
-    let mut draining = false;
-    loop {
-        tokio::select! {
-            biased;
-            () = kill.cancelled() => return,
-            ended = serving.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
-            }
-            () = drain.cancelled(), if !draining => {
-                draining = true;
-                serving.as_mut().graceful_shutdown();
-            }
-        }
+async fn run(service: Arc<impl Serve>, socket: Socket, house: Arc<House>) {
+    let serving = service.serve(socket, Arc::clone(&house));
+    tokio::select! {
+        biased;
+        () = house.kill.cancelled() => {}
+        () = serving => {}
     }
-}
-
-/// What every accepted socket gets: no delay for small writes, and an end for peers that vanished.
-fn tune(stream: &TcpStream) {
-    let socket = socket2::SockRef::from(stream);
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(15))
-        .with_interval(Duration::from_secs(5))
-        .with_retries(3);
-    // A failure leaves the kernel's defaults, which are slower but not wrong.
-    let _ = stream.set_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
 }

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use walcast_wire::{Cursor, Epoch, Position};
 
+use super::call::Request;
 use super::openapi::{EventsReplyDoc, ProblemDoc};
 use super::problem::Refusal;
 use super::query::{After, Ask};
-use super::{App, long_poll, sse};
+use super::{App, Config, long_poll, sse};
 
 const PARAMETERS: &[&str] = &["topic", "after", "wait", "limit", "client"];
 
@@ -42,46 +43,58 @@ const PARAMETERS: &[&str] = &["topic", "after", "wait", "limit", "client"];
         (status = 503, description = "`unavailable`: come back after `Retry-After`", body = ProblemDoc, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn events(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let ask = Ask::parse(query.as_deref(), PARAMETERS, &app.config).and_then(|ask| match ask.topics[..] {
-        [] => Err(Refusal::parameter("`topic` is missing; name what to wait for")),
-        _ => Ok(ask),
-    });
-    let ask = match ask {
-        Ok(ask) => ask,
-        Err(refusal) => return refusal.into_response(),
-    };
-    tracing::debug!(client = ask.client.as_deref(), topics = ask.topics.len(), "waits");
-    if wants_stream(&headers) {
-        let after = last_event_id(&headers).or(ask.after);
-        return sse::answer(app, ask.topics, after);
+pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
+    let request = Request { path: uri.path(), query: uri.query(), headers: &headers };
+    match read(&request, &app.config) {
+        Ok(Call::Poll(ask)) => {
+            long_poll::answer(&app, ask).await.unwrap_or_else(Refusal::into_reply).into_response()
+        }
+        Ok(Call::Stream(ask)) => match sse::open(app, ask) {
+            Ok(stream) => stream.into_response(),
+            Err(refusal) => refusal.into_response(),
+        },
+        Err(refusal) => refusal.into_response(),
     }
-    long_poll::answer(&app, ask).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-fn wants_stream(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| value.split(','))
+/// The two ways to be answered.
+#[derive(Debug)]
+pub(super) enum Call {
+    Poll(Ask),
+    Stream(Ask),
+}
+
+pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refusal> {
+    let mut ask = Ask::parse(request.query, PARAMETERS, config)?;
+    if ask.topics.is_empty() {
+        return Err(Refusal::parameter("`topic` is missing; name what to wait for"));
+    }
+    tracing::debug!(client = ask.client.as_deref(), topics = ask.topics.len(), "waits");
+    if !wants_stream(request) {
+        return Ok(Call::Poll(ask));
+    }
+    ask.after = last_event_id(request).or(ask.after);
+    Ok(Call::Stream(ask))
+}
+
+fn wants_stream(request: &Request<'_>) -> bool {
+    request
+        .words("accept")
         .filter_map(|range| range.split(';').next())
         .any(|range| range.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 /// Where an EventSource goes on. It cannot mend an id that this broker does not understand and would give up
 /// for ever on an error, so such an id counts as one of another number line: the stream begins with a reset.
-fn last_event_id(headers: &HeaderMap) -> Option<After> {
-    let id = headers.get("last-event-id").filter(|id| !id.is_empty())?;
+fn last_event_id(request: &Request<'_>) -> Option<After> {
+    let id = request.header("last-event-id").filter(|id| !id.is_empty())?;
     let foreign = Cursor::new(Epoch::default(), Position::ZERO);
-    Some(After::Cursor(id.to_str().ok().and_then(|id| id.parse().ok()).unwrap_or(foreign)))
+    Some(After::Cursor(std::str::from_utf8(id).ok().and_then(|id| id.parse().ok()).unwrap_or(foreign)))
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::http::{HeaderValue, header};
 
     use super::*;
 
@@ -89,7 +102,8 @@ mod tests {
     fn a_stream_is_asked_for_by_name() {
         let check = |accept: &'static str, expected: bool| {
             let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
-            assert_eq!(wants_stream(&headers), expected, "{accept}");
+            let request = Request { path: "/v1/events", query: None, headers: &headers };
+            assert_eq!(wants_stream(&request), expected, "{accept}");
         };
         check("text/event-stream", true);
         check("application/json, TEXT/Event-Stream;q=0.9", true);

@@ -12,6 +12,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -20,15 +21,20 @@ use utoipa_axum::routes;
 use walcast_wire::ProblemCode;
 
 use crate::hub::Hub;
-use crate::listen::Limits;
+use crate::listen::{self, Limits};
 
+mod beat;
+mod call;
+mod driver;
 mod events;
+mod frame;
 mod long_poll;
 pub mod openapi;
 mod pieces;
 mod problem;
 mod publish;
 mod query;
+mod reply;
 mod session;
 mod sse;
 mod state;
@@ -116,23 +122,27 @@ struct App {
 }
 
 impl App {
-    /// Clients are to go elsewhere.
+    /// Clients are to go elsewhere. Whoever waits looks at this when its subscription's task is woken.
     fn leaving(&self) -> bool {
         self.drain.is_cancelled() || *self.away.borrow()
     }
 
-    /// Until they are. Cancel safe.
-    async fn leave(&self) {
+    /// Wakes all who wait whenever they are to leave; never ends. One task does it for all, so that each of
+    /// thousands need not listen.
+    async fn call_to_leave(&self) {
         let mut away = self.away.clone();
-        let away = async {
-            // Whoever could say so is gone.
-            if away.wait_for(|away| *away).await.is_err() {
-                std::future::pending::<()>().await;
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                () = self.drain.cancelled(), if !draining => draining = true,
+                changed = away.changed() => if changed.is_err() {
+                    // Whoever could say so is gone.
+                    self.drain.cancelled().await;
+                    self.hub.wake_all();
+                    return std::future::pending().await;
+                },
             }
-        };
-        tokio::select! {
-            () = self.drain.cancelled() => {}
-            () = away => {}
+            self.hub.wake_all();
         }
     }
 }
@@ -146,16 +156,30 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(openapi::openapi))
 }
 
-/// The HTTP API, to be served by [`listen::serve`](crate::listen::serve) with the same `drain`: when it
-/// fires, every wait answers with its cursor and asks the client to come back. So it does while `away` holds,
-/// and new waits are refused: another broker has what they wait for.
-pub fn router(
+/// Serves the HTTP API on `listener` until `drain` fires: then every wait answers with its cursor and asks the
+/// client to come back. So it does while `away` holds, and new waits are refused: another broker has what they
+/// wait for. Returns once every connection has ended; dropping the future cuts what is left.
+pub async fn serve(
+    listener: TcpListener,
     config: Config,
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
-) -> Router {
+) {
+    let mut limits = config.limits();
+    limits.connections_max = listen::connections_possible(limits.connections_max);
+    let app = Arc::new(App { config, hub, publisher, drain: drain.clone(), away });
+    let front = Arc::new(driver::Front { router: router(Arc::clone(&app)), app: Arc::clone(&app) });
+    let serving = listen::serve(listener, front, limits, drain);
+    tokio::select! {
+        () = serving => {}
+        () = app.call_to_leave() => {}
+    }
+}
+
+/// What does not wait, and what waits on a connection that hyper has already.
+fn router(app: Arc<App>) -> Router {
     let (router, _) = api().split_for_parts();
     router
         .fallback(not_found)
@@ -163,7 +187,7 @@ pub fn router(
         // Bodies are read by hand, with their own limit.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(panicked))
-        .with_state(Arc::new(App { config, hub, publisher, drain, away }))
+        .with_state(app)
 }
 
 async fn not_found(uri: Uri) -> Refusal {

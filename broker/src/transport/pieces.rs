@@ -39,6 +39,21 @@ impl Pieces {
         }
     }
 
+    pub(crate) fn len(&self) -> u64 {
+        self.length
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Everything in `other` follows.
+    pub(crate) fn append(&mut self, other: Self) {
+        for piece in other.into_chunks() {
+            self.share(piece);
+        }
+    }
+
     /// The pieces, in order.
     pub(crate) fn into_chunks(mut self) -> std::vec::IntoIter<Bytes> {
         self.seal();
@@ -95,7 +110,7 @@ mod tests {
                 expected.extend_from_slice(&part);
                 if share { pieces.share(part.into()) } else { pieces.copy(&part) }
             }
-            prop_assert_eq!(pieces.length, expected.len() as u64);
+            prop_assert_eq!(pieces.len(), expected.len() as u64);
             prop_assert_eq!(pieces.into_chunks().collect::<Vec<_>>().concat(), expected);
         }
     }

@@ -4,6 +4,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use walcast_wire::{Cursor, Problem, ProblemCode};
 
+use super::reply::Reply;
+
 /// A refused call.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -47,8 +49,9 @@ pub(crate) fn retry_after() -> HeaderValue {
     HeaderValue::from(rand::random_range(1_u32..=10))
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
+impl Refusal {
+    /// The answer that says so.
+    pub(crate) fn into_reply(self) -> Reply {
         let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let problem = Problem {
             title: self.code.title(),
@@ -57,15 +60,20 @@ impl IntoResponse for Refusal {
             detail: self.detail,
             resume: self.resume,
         };
+        let mut reply = Reply::new(status)
+            .with(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))
+            .with(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         // Plain data with string keys: serialising it cannot fail.
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = (status, body).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        reply.body.share(serde_json::to_vec(&problem).unwrap_or_default().into());
         if matches!(self.code, ProblemCode::Overloaded | ProblemCode::Unavailable) {
-            headers.insert(header::RETRY_AFTER, retry_after());
+            reply = reply.with(header::RETRY_AFTER, retry_after());
         }
-        response
+        reply
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        self.into_reply().into_response()
     }
 }

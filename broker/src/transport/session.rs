@@ -1,8 +1,8 @@
 //! What every transport does: subscribe, then read page after page.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use futures_util::FutureExt;
 use walcast_wire::{Cursor, ProblemCode, Reset, TopicPattern};
 
 use super::App;
@@ -54,61 +54,66 @@ impl Session {
         Ok(Self { subscription, reset: None, cursor })
     }
 
-    /// Waits until there is something, and returns at most `limit` events (more only to complete a unit).
-    /// Cancel safe.
-    pub(crate) async fn page(&mut self, limit: usize) -> Page {
+    /// What there is: at most `limit` events (more only to complete a unit). Else the task is woken once there
+    /// is something.
+    pub(crate) fn poll_page(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<Page> {
         if let Some(reset) = self.reset.take() {
             self.cursor = reset.resume;
-            return Page::Reset(reset);
+            return Poll::Ready(Page::Reset(reset));
         }
         let asked = limit.min(PIECE);
-        let mut events = match self.subscription.next(asked).await {
+        let mut events = match ready!(self.subscription.poll_next(cx, asked)) {
             Delivery::Events(events) => events,
             Delivery::Values(values) => {
                 self.cursor = self.subscription.cursor();
-                return Page::Values(values);
+                return Poll::Ready(Page::Values(values));
             }
             Delivery::Reset(reset) => {
                 self.cursor = reset.resume;
-                return Page::Reset(reset);
+                return Poll::Ready(Page::Reset(reset));
             }
         };
         self.cursor = self.subscription.cursor();
         let mut full = events.len() >= asked;
         while full && events.len() < limit && bytes(&events) < PAGE_BYTES {
             let asked = PIECE.min(limit - events.len());
-            match self.subscription.next(asked).now_or_never() {
-                Some(Delivery::Events(more)) => {
+            match self.subscription.poll_next(cx, asked) {
+                Poll::Ready(Delivery::Events(more)) => {
                     full = more.len() >= asked;
                     events.extend(more);
                     self.cursor = self.subscription.cursor();
                 }
                 // The events before it are still good: it comes by itself.
-                Some(Delivery::Reset(reset)) => {
+                Poll::Ready(Delivery::Reset(reset)) => {
                     self.reset = Some(reset);
                     break;
                 }
                 // They come before all events, or behind a reset.
-                Some(Delivery::Values(_)) | None => break,
+                Poll::Ready(Delivery::Values(_)) | Poll::Pending => break,
             }
         }
-        Page::Events(events)
+        Poll::Ready(Page::Events(events))
     }
 
-    /// Makes sure that the current values that a plain request gets, whole, are known and not too many.
-    /// Cancel safe.
-    pub(crate) async fn check_values(&mut self, bytes_max: u64) -> Result<(), Refusal> {
-        self.subscription.settled().await;
+    /// As [`Self::poll_page`], for a plain request, which gets current values whole: once they are known, and
+    /// unless they are too many.
+    pub(crate) fn poll_whole(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: usize,
+        values_bytes_max: u64,
+    ) -> Poll<Result<Page, Refusal>> {
+        ready!(self.poll_settled(cx));
         let bytes = self.subscription.values_bytes();
-        if bytes <= bytes_max {
-            return Ok(());
+        if bytes <= values_bytes_max {
+            return self.poll_page(cx, limit).map(Ok);
         }
-        Err(Refusal::new(
+        Poll::Ready(Err(Refusal::new(
             ProblemCode::TooBroad,
             format!(
-                "current values of these topics take {bytes} bytes, more than {bytes_max}: narrow the topics, or use a stream"
+                "current values of these topics take {bytes} bytes, more than {values_bytes_max}: narrow the topics, or use a stream"
             ),
-        ))
+        )))
     }
 
     /// Current values are wanted and not known yet, so there is no cursor to give.
@@ -116,14 +121,9 @@ impl Session {
         self.reset.is_none() && self.subscription.unsettled()
     }
 
-    /// A page that is there already.
-    pub(crate) fn page_now(&mut self, limit: usize) -> Option<Page> {
-        self.page(limit).now_or_never()
-    }
-
-    /// Returns once current values, where wanted, are known. Cancel safe.
-    pub(crate) async fn settled(&mut self) {
-        self.subscription.settled().await;
+    /// Ready once current values, where wanted, are known.
+    pub(crate) fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.subscription.poll_settled(cx)
     }
 
     /// What to present to go on after the last page, or further on where nothing is pending.

@@ -5,138 +5,146 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::time::{Instant, Sleep};
-use walcast_wire::{Cursor, Reset, TopicPattern};
+use walcast_wire::{Cursor, Reset};
 
 use super::App;
-use super::long_poll::streamed;
+use super::beat::Beat;
 use super::pieces::Pieces;
-use super::query::After;
+use super::problem::Refusal;
+use super::query::Ask;
+use super::reply::streamed;
 use super::session::{Page, Session, units};
 use crate::hub::{CurrentValues, Encoded};
 
 /// Events encoded at a time; a slow client holds no more than this.
 const PIECE: usize = 64;
 
-pub(super) fn answer(app: Arc<App>, topics: Vec<TopicPattern>, after: Option<After>) -> Response {
+/// Begins a stream. What time can mend is said in it.
+///
+/// # Errors
+/// What time does not mend.
+pub(super) fn open(app: Arc<App>, ask: Ask) -> Result<Events, Refusal> {
     let mut start = Pieces::default();
-    let session = match Session::open(&app, topics, after) {
+    let session = match Session::open(&app, ask.topics, ask.after) {
         Ok(session) => {
             retry(&mut start, 1_000..3_000);
             Some(session)
         }
-        // Time does not mend these.
-        Err(refusal) if refusal.code.status() < 429 => return refusal.into_response(),
+        Err(refusal) if refusal.code.status() < 429 => return Err(refusal),
         Err(refusal) => {
             start.copy(format!(": {}\n", refusal.detail).as_bytes());
             retry(&mut start, 2_000..15_000);
             None
         }
     };
-    let heartbeat = Box::pin(tokio::time::sleep(beat(app.config.heartbeat)));
-    let ready = start.into_chunks().collect();
-    let events = Events { app, session, values: None, ready, heartbeat, caught_up: false };
-    let body = stream::unfold(events, |mut events| async move {
-        events.chunk().await.map(|chunk| (Ok::<_, Infallible>(chunk), events))
-    });
-    let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    streamed(&mut headers);
-    (headers, Body::from_stream(body)).into_response()
+    let beat = Beat::new(app.config.heartbeat);
+    Ok(Events { app, session, values: None, start: Some(Box::new(start)), beat, caught_up: false })
+}
+
+/// What every stream says of itself.
+pub(super) fn headers() -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    std::iter::once(kind).chain(streamed())
 }
 
 /// One stream.
-struct Events {
+pub(super) struct Events {
     app: Arc<App>,
     /// Until the end of the stream.
     session: Option<Session>,
     /// Current values that are being sent; behind the last of them one can go on.
     values: Option<CurrentValues>,
-    ready: VecDeque<Bytes>,
-    heartbeat: Pin<Box<Sleep>>,
+    start: Option<Box<Pieces>>,
+    beat: Beat,
     /// The client knows a cursor from which nothing is missing.
     caught_up: bool,
 }
 
 impl Events {
     /// What to write next; `None` ends the stream.
-    async fn chunk(&mut self) -> Option<Bytes> {
-        while self.ready.is_empty() {
-            let session = self.session.as_mut()?;
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Pieces>> {
+        if let Some(start) = self.start.take() {
+            return Poll::Ready(Some(*start));
+        }
+        loop {
+            let Some(session) = &mut self.session else { return Poll::Ready(None) };
             let mut out = Pieces::default();
             if let Some(values) = &mut self.values {
                 write_values(&mut out, values.by_ref().take(PIECE));
-                self.ready.extend(out.into_chunks());
-                if self.ready.is_empty() {
+                if out.is_empty() {
                     self.values = None;
-                } else if self.app.leaving() {
+                    continue;
+                }
+                if self.app.leaving() {
                     // It has no place to go on from: it comes back as it came.
                     self.session = None;
                 }
-                continue;
+                self.beat.moved();
+                return Poll::Ready(Some(out));
             }
-            // A client that was told no id would come back without one and miss what came between; so until
-            // the stream has caught up once, only what is there is sent, and then an id.
-            let page = if self.caught_up { None } else { session.page_now(PIECE) };
-            let page = if self.app.leaving() {
+            if self.app.leaving() {
                 farewell(&mut out, session);
                 self.session = None;
-                None
-            } else if page.is_some() {
-                page
-            } else if !self.caught_up && !session.unsettled() {
-                self.caught_up = true;
-                id(&mut out, session.bookmark());
-                out.copy(b"\n");
-                None
-            } else {
-                tokio::select! {
-                    biased; // Events before silence; drain ends the next round.
-                    page = session.page(PIECE) => Some(page),
-                    () = self.app.leave() => None,
-                    () = self.heartbeat.as_mut() => {
-                        // An id without data moves the client's cursor and tells its program nothing.
-                        out.copy(b":\n");
-                        if !session.unsettled() {
-                            id(&mut out, session.bookmark());
-                        }
-                        out.copy(b"\n");
-                        None
-                    }
-                }
-            };
-            match page {
-                Some(Page::Events(events)) => write_events(&mut out, &events),
-                Some(Page::Values(values)) => {
+                return Poll::Ready(Some(out));
+            }
+            match session.poll_page(cx, PIECE) {
+                Poll::Ready(Page::Events(events)) => write_events(&mut out, &events),
+                Poll::Ready(Page::Values(values)) => {
                     self.values = Some(values);
                     self.caught_up = false;
+                    continue;
                 }
-                Some(Page::Reset(reset)) => {
+                Poll::Ready(Page::Reset(reset)) => {
                     self.caught_up = false;
                     write_reset(&mut out, &reset);
                 }
-                None => {}
+                // A client that was told no id would come back without one and miss what came between; so once
+                // everything there was is sent, an id.
+                Poll::Pending if !self.caught_up && !session.unsettled() => {
+                    self.caught_up = true;
+                    id(&mut out, session.bookmark());
+                    out.copy(b"\n");
+                }
+                // Looked at once more behind the parking, whose wake-up may have come between.
+                Poll::Pending if self.app.leaving() => continue,
+                Poll::Pending => {
+                    std::task::ready!(self.beat.poll(cx));
+                    // An id without data moves the client's cursor and tells its program nothing.
+                    out.copy(b":\n");
+                    if !session.unsettled() {
+                        id(&mut out, session.bookmark());
+                    }
+                    out.copy(b"\n");
+                }
             }
-            self.ready.extend(out.into_chunks());
-            let next = Instant::now() + beat(self.app.config.heartbeat);
-            self.heartbeat.as_mut().reset(next);
+            self.beat.moved();
+            return Poll::Ready(Some(out));
         }
-        self.ready.pop_front()
     }
 }
 
-/// Up to `heartbeat`, spread so that streams that began together do not beat together.
-pub(super) fn beat(heartbeat: Duration) -> Duration {
-    heartbeat.mul_f64(rand::random_range(0.75..1.0))
+impl IntoResponse for Events {
+    fn into_response(mut self) -> Response {
+        let mut ready = VecDeque::<Bytes>::new();
+        let body = stream::poll_fn(move |cx| {
+            while ready.is_empty() {
+                match std::task::ready!(self.poll_next(cx)) {
+                    Some(pieces) => ready.extend(pieces.into_chunks()),
+                    None => return Poll::Ready(None),
+                }
+            }
+            Poll::Ready(ready.pop_front().map(Ok::<_, Infallible>))
+        });
+        (HeaderMap::from_iter(headers()), Body::from_stream(body)).into_response()
+    }
 }
 
 fn id(out: &mut Pieces, cursor: Cursor) {

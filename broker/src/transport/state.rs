@@ -1,22 +1,26 @@
 //! `GET /v1/state/{topic}`: the current value alone, so that a shell script needs no JSON parser.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
 use walcast_wire::{ProblemCode, Topic};
 
-use super::App;
+use super::call::Request;
 use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::{Ask, decode};
+use super::reply::Reply;
 use super::session::Session;
+use super::{App, Config};
 use crate::hub::{Current, Encoded};
 
-const PREFIX: &str = "/v1/state/";
+/// What stands before the topic.
+pub(super) const PREFIX: &str = "/v1/state/";
 const PIECE: usize = 64;
 
 /// Reads the current value of a state topic, or waits for it.
@@ -46,81 +50,104 @@ const PIECE: usize = 64;
 pub(super) async fn state(
     State(app): State<Arc<App>>,
     uri: Uri,
-    RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Response, Refusal> {
-    let ask = Ask::parse(query.as_deref(), &["wait", "client"], &app.config)?;
-    let name = decode(uri.path().strip_prefix(PREFIX).unwrap_or_default(), false)?;
+) -> Result<Reply, Refusal> {
+    let question = read(&Request { path: uri.path(), query: uri.query(), headers: &headers }, &app.config)?;
+    answer(&app, question).await
+}
+
+/// What a request for a current value asks.
+#[derive(Debug)]
+pub(super) struct Question {
+    topic: Topic,
+    wait: Duration,
+    /// What the client has: the values of `If-None-Match`.
+    known: Vec<String>,
+}
+
+pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Question, Refusal> {
+    let ask = Ask::parse(request.query, &["wait", "client"], config)?;
+    let name = decode(request.path.strip_prefix(PREFIX).unwrap_or_default(), false)?;
     let topic = Topic::new(&name)
         .map_err(|error| Refusal::new(ProblemCode::BadTopic, format!("{name:?}: {error}")))?;
+    let known = request.words("if-none-match").map(str::to_owned).collect();
+    Ok(Question { topic, wait: ask.wait.unwrap_or_default(), known })
+}
+
+pub(super) async fn answer(app: &App, question: Question) -> Result<Reply, Refusal> {
+    let Question { topic, wait, known } = question;
     // Subscribed before the first look, so that no change between look and wait is missed.
-    let mut session = Session::open(&app, vec![topic.clone().into()], None)?;
-    let wait = tokio::time::sleep(ask.wait.unwrap_or(Duration::ZERO));
-    let changed = async {
-        session.settled().await;
-        loop {
-            match answer(&app, &topic, &headers) {
-                Answer::Now(result) => return result,
-                Answer::Hold => drop(session.page(PIECE).await),
+    let mut session = Session::open(app, vec![topic.clone().into()], None)?;
+    let mut late = pin!(tokio::time::sleep(wait));
+    poll_fn(|cx| {
+        if session.poll_settled(cx).is_ready() {
+            // What is known is answered, however little time was given.
+            loop {
+                if let Some(answer) = look(app, &topic, &known) {
+                    return Poll::Ready(answer);
+                }
+                if session.poll_page(cx, PIECE).is_pending() {
+                    break;
+                }
             }
         }
-    };
-    tokio::select! {
-        biased; // What is known is answered, however little time was given.
-        result = changed => result,
-        () = app.leave() => Err(Refusal::unavailable("the broker goes away; ask again")),
-        () = wait => match app.hub.current(&topic) {
-            Current::Unsettled => Err(Refusal::unavailable("current values are not known yet; ask again")),
-            Current::None => Err(Refusal::new(ProblemCode::NotFound, format!("no current value for {name:?}"))),
-            Current::Value(value) if matches(&headers, &etag(&value)) => {
-                Ok((StatusCode::NOT_MODIFIED, meta(&value)).into_response())
-            }
-            Current::Value(value) => Ok(whole(&value)),
-        },
-    }
+        if app.leaving() {
+            return Poll::Ready(Err(Refusal::unavailable("the broker goes away; ask again")));
+        }
+        late.as_mut().poll(cx).map(|()| last(app, &topic, &known))
+    })
+    .await
 }
 
-enum Answer {
-    Now(Result<Response, Refusal>),
-    Hold,
-}
-
-fn answer(app: &App, topic: &Topic, headers: &HeaderMap) -> Answer {
+/// What can be said before the time is up.
+fn look(app: &App, topic: &Topic, known: &[String]) -> Option<Result<Reply, Refusal>> {
     match app.hub.current(topic) {
-        Current::Value(value) if !matches(headers, &etag(&value)) => Answer::Now(Ok(whole(&value))),
-        Current::None if headers.contains_key(header::IF_NONE_MATCH) => Answer::Now(Err(Refusal::new(
+        Current::Value(value) if !matches(known, &etag(&value)) => Some(Ok(whole(&value))),
+        Current::None if !known.is_empty() => Some(Err(Refusal::new(
             ProblemCode::NotFound,
             format!("the value of {:?} that you have is gone", topic.as_str()),
         ))),
-        Current::Value(_) | Current::None | Current::Unsettled => Answer::Hold,
+        Current::Value(_) | Current::None | Current::Unsettled => None,
     }
 }
 
-fn whole(value: &Encoded) -> Response {
-    (meta(value), Body::from(value.data())).into_response()
+/// What is said when it is.
+fn last(app: &App, topic: &Topic, known: &[String]) -> Result<Reply, Refusal> {
+    match app.hub.current(topic) {
+        Current::Unsettled => Err(Refusal::unavailable("current values are not known yet; ask again")),
+        Current::None => {
+            Err(Refusal::new(ProblemCode::NotFound, format!("no current value for {:?}", topic.as_str())))
+        }
+        Current::Value(value) if matches(known, &etag(&value)) => {
+            Ok(meta(Reply::new(StatusCode::NOT_MODIFIED), &value))
+        }
+        Current::Value(value) => Ok(whole(&value)),
+    }
+}
+
+fn whole(value: &Encoded) -> Reply {
+    let mut reply = meta(Reply::new(StatusCode::OK), value);
+    reply.body.share(value.data());
+    reply
 }
 
 fn etag(value: &Encoded) -> String {
     format!("\"{}\"", value.cursor())
 }
 
-fn meta(value: &Encoded) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(3);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if let Ok(etag) = HeaderValue::try_from(etag(value)) {
-        headers.insert(header::ETAG, etag);
+fn meta(reply: Reply, value: &Encoded) -> Reply {
+    let reply = reply
+        .with(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .with(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    match HeaderValue::try_from(etag(value)) {
+        Ok(etag) => reply.with(header::ETAG, etag),
+        Err(_) => reply,
     }
-    headers
 }
 
-/// Whether `If-None-Match` names `etag`, by weak comparison (RFC 9110).
-fn matches(headers: &HeaderMap, etag: &str) -> bool {
-    let values = headers.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .any(|candidate| candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == etag)
+/// Whether the client has the value of `etag`, by weak comparison (RFC 9110).
+fn matches(known: &[String], etag: &str) -> bool {
+    known.iter().any(|it| it == "*" || it.strip_prefix("W/").unwrap_or(it) == etag)
 }
 
 #[cfg(test)]
@@ -131,7 +158,9 @@ mod tests {
     fn etags_match_as_http_says() {
         let check = |value: &'static str, expected: bool| {
             let headers = HeaderMap::from_iter([(header::IF_NONE_MATCH, HeaderValue::from_static(value))]);
-            assert_eq!(matches(&headers, "\"a\""), expected, "{value}");
+            let request = Request { path: "/v1/state/vm/a", query: None, headers: &headers };
+            let known = read(&request, &Config::default()).unwrap().known;
+            assert_eq!(matches(&known, "\"a\""), expected, "{value}");
         };
         check("\"a\"", true);
         check("W/\"a\"", true);

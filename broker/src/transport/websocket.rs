@@ -1,36 +1,37 @@
 //! WebSocket: the same loop, with topics that come and go on one connection.
 //!
-//! No compression, small buffers, and text frames that share the hub's bytes. An added topic catches up as a
-//! subscription of its own and then joins the main one, so what was subscribed before is never held up.
+//! No compression, no buffers while parked, and text frames that share the hub's bytes. An added topic catches
+//! up as a subscription of its own and then joins the main one, so what was subscribed before is never held up.
 
-use std::pin::pin;
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{RawQuery, State};
+use axum::extract::{Request as HttpRequest, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
-use tokio::time::{Instant, timeout};
-use tokio_tungstenite::tungstenite;
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame as RawFrame};
 use walcast_wire::{ClientFrame, CloseCode, Cursor, ProblemCode, Reset, ServerFrame, TopicPattern};
 
-use super::App;
+use super::beat::Beat;
+use super::call::Request;
+use super::frame::{Broken, Inbox, MESSAGE_BYTES_MAX, Message, encode};
 use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::{After, Ask};
 use super::session::{Page, Session, units};
-use super::sse::beat;
+use super::{App, Config};
 use crate::hub::{CurrentValues, Encoded};
-use crate::listen::Connection;
+use crate::listen::{House, Socket};
 
-/// The largest message from a client.
-const MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// What a parked connection keeps for reading.
-const READ_BUFFER_BYTES: usize = 512;
 /// Events sent at a time.
 const PIECE: usize = 64;
 /// For the closing handshake.
@@ -59,37 +60,89 @@ type Frame = ServerFrame<()>;
 )]
 pub(super) async fn ws(
     State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-    connection: Option<Extension<Connection>>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    Extension(house): Extension<Arc<House>>,
+    mut request: HttpRequest,
 ) -> Result<Response, Refusal> {
-    let ask = Ask::parse(query.as_deref(), &["topic", "after", "client"], &app.config)?;
-    let upgrade = upgrade
-        .map_err(|error| Refusal::parameter(format!("this call is a WebSocket: {}", error.body_text())))?;
-    let Some(Extension(connection)) = connection else {
-        return Err(Refusal::new(ProblemCode::Internal, "the connection cannot be upgraded"));
-    };
-    tracing::debug!(client = ask.client.as_deref(), topics = ask.topics.len(), "opens a WebSocket");
-    // From here on refusals that time can mend are said in the stream: browsers do not show the answer.
-    let hold = connection.hold();
-    let upgraded = move |socket| async move {
+    let (uri, headers) = (request.uri(), request.headers());
+    let Call { ask, accept } =
+        read(&Request { path: uri.path(), query: uri.query(), headers }, &app.config)?;
+    let hold = house.hold();
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
         let _hold = hold;
-        let kill = connection.kill().clone();
-        let link = Link { socket, connection, write_timeout: app.config.write_timeout };
-        // Boxed: it outlives the request, and its size would be paid for by every connection task.
-        let run = Box::pin(Socket::new(app, link).run(ask.topics, ask.after));
+        let taken = async {
+            let parts = upgrade.await.ok()?.downcast::<TokioIo<Socket>>().ok()?;
+            let mut socket = parts.io.into_inner();
+            socket.put_back(&parts.read_buf);
+            Some(socket)
+        };
         tokio::select! {
-            () = kill.cancelled() => {}
-            () = run => {}
+            () = house.kill().cancelled() => {}
+            // A peer that went away before its upgrade needs nothing.
+            () = async { if let Some(socket) = taken.await { run(app, socket, ask).await } } => {}
         }
-    };
-    Ok(upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_message_size(MESSAGE_BYTES_MAX)
-        .max_frame_size(MESSAGE_BYTES_MAX)
-        .on_upgrade(upgraded)
-        .into_response())
+    });
+    let headers = axum::http::HeaderMap::from_iter(switching(accept));
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// A request for a WebSocket.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) ask: Ask,
+    /// The answer to the client's key.
+    accept: HeaderValue,
+}
+
+impl Call {
+    /// The headers of the answer that opens it.
+    pub(super) fn switching(&self) -> [(HeaderName, HeaderValue); 3] {
+        switching(self.accept.clone())
+    }
+}
+
+fn switching(accept: HeaderValue) -> [(HeaderName, HeaderValue); 3] {
+    [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static("websocket")),
+        (header::SEC_WEBSOCKET_ACCEPT, accept),
+    ]
+}
+
+pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refusal> {
+    let ask = Ask::parse(request.query, &["topic", "after", "client"], config)?;
+    let refused = |what: &str| Refusal::parameter(format!("this call is a WebSocket: {what}"));
+    if !request.says("connection", "upgrade") || !request.says("upgrade", "websocket") {
+        return Err(refused("send `Connection: Upgrade` and `Upgrade: websocket`"));
+    }
+    if request.header("sec-websocket-version") != Some(b"13") {
+        return Err(refused("send `Sec-WebSocket-Version: 13`"));
+    }
+    let key = request.header("sec-websocket-key").ok_or_else(|| refused("`Sec-WebSocket-Key` is missing"))?;
+    let accept = HeaderValue::try_from(derive_accept_key(key)).map_err(|_| refused("the key is unusable"))?;
+    tracing::debug!(client = ask.client.as_deref(), topics = ask.topics.len(), "opens a WebSocket");
+    Ok(Call { ask, accept })
+}
+
+/// Serves an open WebSocket until it ends. From here on refusals that time can mend are said in the stream:
+/// browsers do not show the answer.
+pub(super) async fn run(app: Arc<App>, socket: Socket, ask: Ask) {
+    let mut connection = Box::new(Connection::new(app, socket));
+    let (topics, after) = (ask.topics, ask.after);
+    let ended: Result<Infallible, End> = async {
+        if !topics.is_empty() {
+            connection.subscribe(topics, after).await?;
+        }
+        loop {
+            let turn = poll_fn(|cx| connection.poll_turn(cx)).await;
+            // Boxed, so that a parked connection has no room for what it may do next.
+            Box::pin(connection.play(turn)).await?;
+        }
+    }
+    .await;
+    if let Err(End::Close(code, reason)) = ended {
+        connection.link.close(code, reason).await;
+    }
 }
 
 /// Why the connection ends.
@@ -100,43 +153,73 @@ enum End {
     Close(CloseCode, String),
 }
 
-/// Sending, under the write deadline.
+impl From<Broken> for End {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::TooBig => {
+                Self::Close(CloseCode::TooBig, format!("a message has at most {MESSAGE_BYTES_MAX} bytes"))
+            }
+            Broken::Protocol => {
+                Self::Close(CloseCode::Protocol, "the frame breaks the WebSocket protocol".to_owned())
+            }
+        }
+    }
+}
+
+/// A frame to be sent.
+enum Piece {
+    /// Everybody's.
+    Shared(Arc<Encoded>),
+    Own(Bytes),
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Shared(event) => event.websocket_frame(),
+            Self::Own(bytes) => bytes,
+        }
+    }
+}
+
+/// Frames, on a socket.
 struct Link {
-    socket: WebSocket,
-    connection: Connection,
-    write_timeout: Duration,
+    socket: Socket,
+    inbox: Inbox,
 }
 
 impl Link {
-    async fn send(&mut self, message: Message) -> Result<(), End> {
-        let mut sent = pin!(self.socket.send(message));
+    /// The next message; `None` when the peer is gone.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Broken>> {
         loop {
-            let before = self.connection.written();
-            match timeout(self.write_timeout, sent.as_mut()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(_)) => return Err(End::Gone),
-                // Slow, but it takes something.
-                Err(_) if self.connection.written() > before => {}
-                Err(_) => {
-                    return Err(End::Close(
-                        CloseCode::SlowConsumer,
-                        "read faster or ask for less".to_owned(),
-                    ));
+            match self.inbox.read(self.socket.ahead()) {
+                Err(broken) => return Poll::Ready(Err(broken)),
+                Ok(Some((used, message))) => {
+                    self.socket.used(used);
+                    if let Some(message) = message {
+                        return Poll::Ready(Ok(Some(message)));
+                    }
+                }
+                Ok(None) => {
+                    if !std::task::ready!(self.socket.poll_fill(cx)) {
+                        return Poll::Ready(Ok(None));
+                    }
                 }
             }
         }
     }
 
-    async fn text(&mut self, text: bytes::Bytes) -> Result<(), End> {
-        match Utf8Bytes::try_from(text) {
-            Ok(text) => self.send(Message::Text(text)).await,
-            Err(_) => Err(End::Close(CloseCode::Internal, "an event is not UTF-8".to_owned())),
-        }
+    /// Sends frames, as many at a time as the kernel takes. A peer that takes nothing for too long is gone.
+    async fn send(&mut self, pieces: &[Piece]) -> Result<(), End> {
+        self.socket.send(pieces).await.map_err(|_| End::Gone)
+    }
+
+    async fn own(&mut self, frame: RawFrame) -> Result<(), End> {
+        self.send(&[Piece::Own(encode(frame))]).await
     }
 
     async fn frame(&mut self, frame: &Frame) -> Result<(), End> {
-        // Plain data with string keys: serialising it cannot fail.
-        self.text(serde_json::to_vec(frame).unwrap_or_default().into()).await
+        self.own(text(frame)).await
     }
 
     async fn error(&mut self, refusal: Refusal) -> Result<(), End> {
@@ -144,57 +227,78 @@ impl Link {
     }
 
     /// Sends events; those that share a cursor in one message, so that a cut cannot part them.
-    async fn events(&mut self, events: &[Arc<Encoded>]) -> Result<(), End> {
-        for unit in units(events) {
-            match unit {
-                [single] => self.text(single.text_frame()).await?,
-                several => {
-                    let mut message = b"{\"events\":[".to_vec();
-                    for (i, event) in several.iter().enumerate() {
-                        if i > 0 {
-                            message.push(b',');
-                        }
-                        message.extend_from_slice(&event.json());
-                    }
-                    message.extend_from_slice(b"]}");
-                    self.text(message.into()).await?;
-                }
-            }
-        }
-        Ok(())
+    async fn events(&mut self, events: Vec<Arc<Encoded>>) -> Result<(), End> {
+        let alone = |unit: &[Arc<Encoded>]| unit.len() == 1;
+        let pieces: Vec<Piece> = if units(&events).all(alone) {
+            events.into_iter().map(Piece::Shared).collect()
+        } else {
+            let piece = |unit: &[Arc<Encoded>]| match unit {
+                [single] => Piece::Shared(Arc::clone(single)),
+                several => Piece::Own(encode(together(several))),
+            };
+            units(&events).map(piece).collect()
+        };
+        self.send(&pieces).await
     }
 
-    async fn values(&mut self, values: CurrentValues) -> Result<(), End> {
-        for value in values {
-            self.text(value.text_frame()).await?;
+    async fn values(&mut self, mut values: CurrentValues) -> Result<(), End> {
+        loop {
+            let pieces: Vec<Piece> = values.by_ref().take(PIECE).map(Piece::Shared).collect();
+            if pieces.is_empty() {
+                return Ok(());
+            }
+            self.send(&pieces).await?;
         }
-        Ok(())
     }
 
     /// The closing handshake, as far as the peer takes part in it.
-    async fn close(mut self, code: CloseCode, reason: String) {
-        let frame = CloseFrame { code: code.code(), reason: reason.into() };
+    async fn close(&mut self, code: CloseCode, reason: String) {
+        let frame = CloseFrame { code: code.code().into(), reason: reason.into() };
         let handshake = async {
-            if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
-                while let Some(Ok(_)) = self.socket.recv().await {}
+            if self.own(RawFrame::close(Some(frame))).await.is_ok() {
+                while self.socket.fill().await {
+                    self.socket.used(usize::MAX);
+                }
             }
         };
         let _ = timeout(CLOSE_TIMEOUT, handshake).await;
     }
 }
 
-/// What one round of the loop is about.
+fn text(frame: &Frame) -> RawFrame {
+    // Plain data with string keys: serialising it cannot fail.
+    RawFrame::message(serde_json::to_vec(frame).unwrap_or_default(), OpCode::Data(Data::Text), true)
+}
+
+/// One message of events that share a cursor.
+fn together(events: &[Arc<Encoded>]) -> RawFrame {
+    let mut message = b"{\"events\":[".to_vec();
+    for (i, event) in events.iter().enumerate() {
+        if i > 0 {
+            message.push(b',');
+        }
+        message.extend_from_slice(&event.json());
+    }
+    message.extend_from_slice(b"]}");
+    RawFrame::message(message, OpCode::Data(Data::Text), true)
+}
+
+/// What is to be done next.
 enum Turn {
     Drain,
     Page(Page),
     /// The added subscription of this index knows its current values.
     Settled(usize),
+    /// Everything there was is sent, and the client does not know yet.
+    CaughtUp,
     Beat,
-    Received(Option<Result<Message, axum::Error>>),
+    Received(Message),
+    Broken(Broken),
+    Gone,
 }
 
-/// One connection.
-struct Socket {
+/// One WebSocket.
+struct Connection {
     app: Arc<App>,
     link: Link,
     /// The first is the main one; the others catch up and join it.
@@ -205,117 +309,98 @@ struct Socket {
     caught_up: bool,
     bookmarked: Option<Cursor>,
     /// When the next ping is due, or the answer to the last one.
-    beat_at: Instant,
+    beat: Beat,
     /// While a pong is due: what had been written with the ping.
     pinged_at: Option<u64>,
     /// Which session is looked at first, so that a busy one does not keep another from catching up.
     first: usize,
 }
 
-impl Socket {
-    fn new(app: Arc<App>, link: Link) -> Self {
-        let beat_at = Instant::now() + beat(app.config.heartbeat);
+impl Connection {
+    fn new(app: Arc<App>, socket: Socket) -> Self {
+        let beat = Beat::new(app.config.heartbeat);
         Self {
             app,
-            link,
+            link: Link { socket, inbox: Inbox::default() },
             sessions: Vec::new(),
             unconfirmed: 0,
             caught_up: true,
             bookmarked: None,
-            beat_at,
+            beat,
             pinged_at: None,
             first: 0,
         }
     }
 
-    async fn run(mut self, topics: Vec<TopicPattern>, after: Option<After>) {
-        let ended = async {
-            if !topics.is_empty() {
-                self.subscribe(topics, after).await?;
-            }
-            loop {
-                self.turn().await?;
-            }
-        };
-        let ended: Result<std::convert::Infallible, End> = ended.await;
-        if let Err(End::Close(code, reason)) = ended {
-            self.link.close(code, reason).await;
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        self.join();
+        if self.app.leaving() {
+            return Poll::Ready(Turn::Drain);
         }
+        // A client's words before events, so that a busy topic can be left.
+        match self.link.poll_message(cx) {
+            Poll::Ready(Ok(Some(message))) => return Poll::Ready(Turn::Received(message)),
+            Poll::Ready(Ok(None)) => return Poll::Ready(Turn::Gone),
+            Poll::Ready(Err(broken)) => return Poll::Ready(Turn::Broken(broken)),
+            Poll::Pending => {}
+        }
+        if self.beat.poll(cx).is_ready() {
+            return Poll::Ready(Turn::Beat);
+        }
+        self.first = self.first.wrapping_add(1);
+        let confirmed = self.sessions.len() - self.unconfirmed;
+        for i in 0..self.sessions.len() {
+            let index = self.first.wrapping_add(i) % self.sessions.len();
+            let session = &mut self.sessions[index];
+            let turn = if index < confirmed {
+                session.poll_page(cx, PIECE).map(Turn::Page)
+            } else {
+                session.poll_settled(cx).map(|()| Turn::Settled(index))
+            };
+            if turn.is_ready() {
+                return turn;
+            }
+        }
+        if !self.caught_up && self.sessions.len() <= 1 && self.unconfirmed == 0 {
+            return Poll::Ready(Turn::CaughtUp);
+        }
+        // Looked at once more behind the parking, whose wake-up may have come between.
+        if self.app.leaving() { Poll::Ready(Turn::Drain) } else { Poll::Pending }
     }
 
-    async fn turn(&mut self) -> Result<(), End> {
-        self.join();
-        match self.wait().await {
-            None => {
-                self.caught_up = true;
-                self.bookmark().await
-            }
-            Some(Turn::Drain) => {
+    async fn play(&mut self, turn: Turn) -> Result<(), End> {
+        match turn {
+            Turn::Drain => {
                 self.bookmark().await?;
                 Err(going_away())
             }
-            Some(Turn::Page(Page::Events(events))) => self.link.events(&events).await,
-            Some(Turn::Page(Page::Values(values))) => {
+            Turn::Page(Page::Events(events)) => self.link.events(events).await,
+            Turn::Page(Page::Values(values)) => {
                 // The client goes on from its last bookmark until the next.
                 self.caught_up = false;
                 self.link.values(values).await
             }
-            Some(Turn::Page(Page::Reset(reset))) => self.reset(reset).await,
-            Some(Turn::Settled(index)) => self.confirm(index).await,
-            Some(Turn::Beat) => self.beat().await,
-            Some(Turn::Received(message)) => self.receive(message).await,
+            Turn::Page(Page::Reset(reset)) => self.reset(reset).await,
+            Turn::Settled(index) => self.confirm(index).await,
+            Turn::CaughtUp => {
+                self.caught_up = true;
+                self.bookmark().await
+            }
+            Turn::Beat => self.beat().await,
+            Turn::Received(message) => self.receive(message).await,
+            Turn::Broken(broken) => Err(broken.into()),
+            Turn::Gone => Err(End::Gone),
         }
     }
 
-    /// The next thing to do; `None` if everything there was is sent and the client does not know yet.
-    async fn wait(&mut self) -> Option<Turn> {
-        let Self { app, link, sessions, unconfirmed, caught_up, beat_at, first, .. } = self;
-        *first += 1;
-        let confirmed = sessions.len() - *unconfirmed;
-        let announce = !*caught_up && sessions.len() <= 1 && *unconfirmed == 0;
-        let mut reads: Vec<_> = sessions
-            .iter_mut()
-            .enumerate()
-            .map(|(index, session)| {
-                Box::pin(async move {
-                    if index < confirmed {
-                        Turn::Page(session.page(PIECE).await)
-                    } else {
-                        session.settled().await;
-                        Turn::Settled(index)
-                    }
-                })
-            })
-            .collect();
-        let pages = std::future::poll_fn(|cx| {
-            for i in 0..reads.len() {
-                let at = (*first + i) % reads.len();
-                if let Poll::Ready(turn) = reads[at].as_mut().poll(cx) {
-                    return Poll::Ready(turn);
-                }
-            }
-            Poll::Pending
-        });
-        let turn = async {
-            tokio::select! {
-                biased; // A client's words before events, so that a busy topic can be left; drain before both.
-                () = app.leave() => Turn::Drain,
-                message = link.socket.recv() => Turn::Received(message),
-                () = tokio::time::sleep_until(*beat_at) => Turn::Beat,
-                turn = pages => turn,
-            }
-        };
-        if announce { turn.now_or_never() } else { Some(turn.await) }
-    }
-
     async fn beat(&mut self) -> Result<(), End> {
-        self.beat_at = Instant::now() + self.app.config.pong_timeout;
-        let written = self.link.connection.written();
+        self.beat.due_in(self.app.config.pong_timeout);
+        let written = self.link.socket.written();
         match self.pinged_at.replace(written) {
             None => {
                 self.bookmark().await?;
-                self.link.send(Message::Ping(bytes::Bytes::new())).await?;
-                self.pinged_at = Some(self.link.connection.written());
+                self.link.own(RawFrame::ping(Bytes::new())).await?;
+                self.pinged_at = Some(self.link.socket.written());
                 Ok(())
             }
             // The ping may still be behind what the peer is taking.
@@ -324,11 +409,9 @@ impl Socket {
         }
     }
 
-    async fn receive(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), End> {
+    async fn receive(&mut self, message: Message) -> Result<(), End> {
         match message {
-            None => Err(End::Gone),
-            Some(Err(error)) => Err(broken(error)),
-            Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
+            Message::Text(text) => match serde_json::from_str(&text) {
                 Ok(ClientFrame::Subscribe { topics, after }) => match self.checked(topics, after) {
                     Ok((topics, after)) => self.subscribe(topics, after).await,
                     Err(refusal) => self.link.error(refusal).await,
@@ -336,16 +419,19 @@ impl Socket {
                 Ok(ClientFrame::Unsubscribe { topics }) => self.unsubscribe(&topics).await,
                 Err(error) => self.link.error(bad_frame(error.to_string())).await,
             },
-            Some(Ok(Message::Binary(_))) => {
+            Message::Binary => {
                 self.link.error(bad_frame("frames are JSON text, not binary".to_owned())).await
             }
-            Some(Ok(Message::Pong(_))) => {
+            Message::Pong => {
                 self.pinged_at = None;
-                self.beat_at = Instant::now() + beat(self.app.config.heartbeat);
+                self.beat.moved();
                 Ok(())
             }
-            // The answer is sent by itself.
-            Some(Ok(Message::Ping(_) | Message::Close(_))) => Ok(()),
+            Message::Ping(payload) => self.link.own(RawFrame::pong(payload)).await,
+            Message::Close => {
+                let _ = self.link.own(RawFrame::close(None)).await;
+                Err(End::Gone)
+            }
         }
     }
 
@@ -482,18 +568,3 @@ fn bad_frame(detail: String) -> Refusal {
     Refusal::new(ProblemCode::BadFrame, format!("not a frame that clients send: {detail}"))
 }
 
-/// What a failed read says to the peer, if it can still hear.
-fn broken(error: axum::Error) -> End {
-    match error.into_inner().downcast_ref::<tungstenite::Error>() {
-        Some(tungstenite::Error::Capacity(_)) => {
-            End::Close(CloseCode::TooBig, format!("a message has at most {MESSAGE_BYTES_MAX} bytes"))
-        }
-        Some(tungstenite::Error::Protocol(
-            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-        )) => End::Gone,
-        Some(tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_)) => {
-            End::Close(CloseCode::Protocol, "the frame breaks the WebSocket protocol".to_owned())
-        }
-        _ => End::Gone,
-    }
-}

@@ -14,7 +14,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Snapshot, State};
 use walcast::hub::{self, Hub};
-use walcast::listen;
 use walcast::transport::{self, Config, PublishError, Published, Publisher};
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
@@ -78,10 +77,10 @@ impl Edge {
         let address = listener.local_addr().unwrap();
         let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
-        let limits = config.limits();
-        let router =
-            transport::router(config, Arc::clone(&hub), publisher, drain.clone(), watch::channel(false).1);
-        let served = tokio::spawn(listen::serve(listener, router, limits, drain.clone()));
+        let away = watch::channel(false).1;
+        let serving =
+            transport::serve(listener, config, Arc::clone(&hub), publisher, drain.clone(), away);
+        let served = tokio::spawn(serving);
         Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }
 
