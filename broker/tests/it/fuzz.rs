@@ -13,7 +13,7 @@ use crate::serving::{Process, settings};
 const REQUESTS: u64 = 4_000;
 const AT_ONCE: usize = 64;
 /// How long an answer is waited for. Too short only means that fewer answers are looked at.
-const GLANCE: std::time::Duration = std::time::Duration::from_millis(50);
+const GLANCE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Numbers that are the same in each run.
 struct Dice(u64);

@@ -183,7 +183,7 @@ fn who_waits_for_the_end_of_a_replay_is_woken_there() {
         let flag = Arc::new(Flag::default());
         let waker = Waker::from(Arc::clone(&flag));
         let mut cx = std::task::Context::from_waker(&waker);
-        assert!(std::pin::pin!(a.settled()).poll(&mut cx).is_pending());
+        assert!(a.poll_settled(&mut cx).is_pending());
         feed.send_upto(vec![], Position::before(109));
         assert!(!flag.raised());
         feed.send_upto(vec![], Position::before(110));
