@@ -155,8 +155,7 @@ impl Node {
             let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
             let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
             let away = parts.health.standing_by();
-            let serving =
-                transport::serve(http.0, parts.config.http.clone(), hub, publisher, drain, away);
+            let serving = transport::serve(http.0, parts.config.http.clone(), hub, publisher, drain, away);
             let gone = parts.clients_gone.clone().drop_guard();
             async move {
                 let _gone = gone;

@@ -24,8 +24,46 @@ pub(super) struct Waiter {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     waiters: Slab<Waiter>,
-    exact: HashMap<Topic, BTreeSet<WaiterId>>,
+    exact: HashMap<Topic, Waiters>,
     patterns: Node,
+}
+
+/// Who waits for one topic: nearly always one, who needs no list.
+#[derive(Debug)]
+enum Waiters {
+    One(WaiterId),
+    Many(BTreeSet<WaiterId>),
+}
+
+impl Waiters {
+    fn insert(&mut self, id: WaiterId) {
+        match self {
+            Self::One(one) if *one == id => {}
+            Self::One(one) => *self = Self::Many(BTreeSet::from([*one, id])),
+            Self::Many(many) => {
+                many.insert(id);
+            }
+        }
+    }
+
+    /// Whether nobody is left.
+    fn remove(&mut self, id: WaiterId) -> bool {
+        match self {
+            Self::One(one) => *one == id,
+            Self::Many(many) => {
+                many.remove(&id);
+                many.is_empty()
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &WaiterId> {
+        let (one, many) = match self {
+            Self::One(one) => (Some(one), None),
+            Self::Many(many) => (None, Some(many)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
 }
 
 /// A level of the tree of patterns.
@@ -112,7 +150,7 @@ impl Registry {
         for topic in topics {
             match topic.as_topic() {
                 Some(topic) => {
-                    self.exact.entry(topic).or_default().insert(id);
+                    self.exact.entry(topic).or_insert(Waiters::One(id)).insert(id);
                 }
                 None => self.patterns.insert(topic.as_str(), id),
             }
@@ -123,11 +161,10 @@ impl Registry {
         for topic in topics {
             if topic.as_topic().is_none() {
                 self.patterns.remove(topic.as_str().split('/'), id);
-            } else if let Some(waiters) = self.exact.get_mut(topic.as_str()) {
-                waiters.remove(&id);
-                if waiters.is_empty() {
-                    self.exact.remove(topic.as_str());
-                }
+            } else if let Some(waiters) = self.exact.get_mut(topic.as_str())
+                && waiters.remove(id)
+            {
+                self.exact.remove(topic.as_str());
             }
         }
     }
@@ -156,7 +193,7 @@ impl Registry {
             self.patterns.find(topic.as_str().split('/'), &mut found);
         }
         if let Some(waiters) = self.exact.get(topic) {
-            for id in waiters {
+            for id in waiters.iter() {
                 Self::mark(&mut self.waiters, *id, position.predecessor(), woken);
             }
         }

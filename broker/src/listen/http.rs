@@ -34,9 +34,7 @@ pub async fn serve(mut socket: Socket, router: Router, house: Arc<House>) {
     });
     let mut http = http1::Builder::new();
     // Without a timer hyper's head timeout does nothing, in silence.
-    http.timer(TokioTimer::new())
-        .header_read_timeout(house.limits.head_timeout)
-        .max_buf_size(HEAD_BYTES_MAX);
+    http.timer(TokioTimer::new()).header_read_timeout(house.limits.head_timeout).max_buf_size(HEAD_BYTES_MAX);
     let mut serving = pin!(http.serve_connection(TokioIo::new(socket), service).with_upgrades());
     let mut draining = false;
     loop {

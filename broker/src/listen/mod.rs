@@ -4,6 +4,7 @@
 //! What is served on an accepted [`Socket`] is for the [`Serve`] that it is given; [`http`] is the usual one.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +83,12 @@ impl House {
 
 /// Serves connections of `listener` until `drain` fires; then stops accepting and returns once every one has
 /// ended. Dropping the future cuts what is left, so the caller bounds the drain with a timeout.
-pub async fn serve(listener: TcpListener, service: Arc<impl Serve>, limits: Limits, drain: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<impl Serve>,
+    limits: Limits,
+    drain: CancellationToken,
+) {
     let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
     let _kill_on_drop = kill.clone().drop_guard();
     let house = Arc::new(House { limits, drain, tasks, kill });
@@ -118,7 +124,8 @@ pub async fn serve(listener: TcpListener, service: Arc<impl Serve>, limits: Limi
         backoff = None;
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             let socket = Socket::new(stream, Arc::clone(&house), slot);
-            house.tasks.spawn(run(Arc::clone(&service), socket, Arc::clone(&house)));
+            let serving = Box::pin(Arc::clone(&service).serve(socket, Arc::clone(&house)));
+            house.tasks.spawn(cut_off(serving, Arc::clone(&house)));
         } else if let Ok(slot) = Arc::clone(&shed).try_acquire_owned() {
             // The socket lingers on drop, so that the answer is not lost to a reset.
             house.tasks.spawn(refuse(Socket::new(stream, Arc::clone(&house), slot)));
@@ -140,11 +147,7 @@ async fn refuse(mut socket: Socket) {
     let _ = socket.write_all(&answer).await;
 }
 
-async fn run(service: Arc<impl Serve>, socket: Socket, house: Arc<House>) {
-    let serving = service.serve(socket, Arc::clone(&house));
-    tokio::select! {
-        biased;
-        () = house.kill.cancelled() => {}
-        () = serving => {}
-    }
+/// Lets it take its time, unless patience ends.
+async fn cut_off(serving: Pin<Box<impl Future<Output = ()> + Send>>, house: Arc<House>) {
+    house.kill.run_until_cancelled(serving).await;
 }

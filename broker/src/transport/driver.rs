@@ -6,12 +6,13 @@
 //! answer says is decided by the same functions on both ways.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
+use bytes::Bytes;
 
 use super::call::Request;
 use super::pieces::Pieces;
@@ -60,79 +61,82 @@ enum Next {
     End,
 }
 
+/// What a connection is at. Boxed, each as large as it has to be: a task's memory is that of its largest state, and
+/// all of thousands would pay for it.
+type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 impl Serve for Front {
-    async fn serve(self: Arc<Self>, mut socket: Socket, house: Arc<House>) {
-        loop {
-            let call = match next_call(&self.app, &mut socket, &house).await {
-                Some(Head::Call(call)) => call,
-                Some(_) => {
-                    // Boxed: hyper's needs are many times those of a parked waiter.
-                    return Box::pin(http::serve(socket, self.router.clone(), house)).await;
+    #[expect(clippy::manual_async_fn, reason = "an async fn keeps room for its arguments twice")]
+    fn serve(self: Arc<Self>, mut socket: Socket, house: Arc<House>) -> impl Future<Output = ()> + Send {
+        async move {
+            loop {
+                match next_call(&self.app, &mut socket, &house).await {
+                    None => return,
+                    Some(Head::Call(call)) => match answer(&self.app, &mut socket, call).await {
+                        Next::Request => {}
+                        Next::End => return,
+                    },
+                    Some(_) => return hand_over(socket, &self.router, &house).await,
                 }
-                None => return,
-            };
-            let close = call.close;
-            let next = match call.what {
-                Ok(What::Events(events::Call::Poll(ask))) => {
-                    whole(&self.app, &mut socket, long_poll::answer(&self.app, ask), close).await
-                }
-                Ok(What::Events(events::Call::Stream(ask))) => {
-                    match sse::open(Arc::clone(&self.app), ask) {
-                        Ok(events) => return stream(&mut socket, events).await,
-                        Err(refusal) => say(&self.app, &mut socket, refusal.into_reply(), close).await,
-                    }
-                }
-                Ok(What::State(question)) => {
-                    let answer = Box::pin(state::answer(&self.app, question));
-                    whole(&self.app, &mut socket, answer, close).await
-                }
-                Ok(What::Socket(call)) => {
-                    let opened = open(&mut socket, &call).await;
-                    if opened {
-                        let app = Arc::clone(&self.app);
-                        websocket::run(app, socket, call.ask).await;
-                    }
-                    return;
-                }
-                Err(refusal) => say(&self.app, &mut socket, refusal.into_reply(), close).await,
-            };
-            match next {
-                Next::Request => {}
-                Next::End => return,
             }
         }
     }
 }
 
+fn hand_over(socket: Socket, router: &Router, house: &Arc<House>) -> Doing<'static, ()> {
+    Box::pin(http::serve(socket, router.clone(), Arc::clone(house)))
+}
+
+/// Answers a call.
+fn answer<'a>(app: &'a Arc<App>, socket: &'a mut Socket, call: Call) -> Doing<'a, Next> {
+    let close = call.close;
+    match call.what {
+        Ok(What::Events(events::Call::Poll(ask))) => match long_poll::Wait::begin(app, ask) {
+            Ok(mut wait) => whole(app, socket, close, move |cx| wait.poll(app, cx)),
+            Err(refusal) => say(app, socket, refusal.into_reply(), close),
+        },
+        Ok(What::State(question)) => match state::Wait::begin(app, question) {
+            Ok(mut wait) => whole(app, socket, close, move |cx| wait.poll(app, cx)),
+            Err(refusal) => say(app, socket, refusal.into_reply(), close),
+        },
+        Ok(What::Events(events::Call::Stream(ask))) => match sse::open(Arc::clone(app), ask) {
+            Ok(events) => stream(socket, events),
+            Err(refusal) => say(app, socket, refusal.into_reply(), close),
+        },
+        Ok(What::Socket(call)) => websocket(app, socket, call),
+        Err(refusal) => say(app, socket, refusal.into_reply(), close),
+    }
+}
+
 /// Waits for a request. `None`: the peer is gone, or too slow, or the house drains.
-async fn next_call(app: &App, socket: &mut Socket, house: &House) -> Option<Head> {
-    let mut looked = 0;
-    let mut late = pin!(tokio::time::sleep(house.limits.head_timeout));
-    let mut drained = pin!(house.drain.cancelled());
-    poll_fn(|cx| {
-        loop {
-            if socket.ahead().len() > looked {
-                looked = socket.ahead().len();
-                let (head, used) = read(app, socket.ahead());
-                if !matches!(head, Head::Partial) {
-                    socket.used(used);
-                    return Poll::Ready(Some(head));
+fn next_call<'a>(app: &'a App, socket: &'a mut Socket, house: &'a House) -> Doing<'a, Option<Head>> {
+    Box::pin(async move {
+        let mut looked = 0;
+        let mut late = pin!(tokio::time::sleep(house.limits.head_timeout));
+        let mut drained = pin!(house.drain.cancelled());
+        poll_fn(|cx| {
+            loop {
+                if socket.ahead().len() > looked {
+                    looked = socket.ahead().len();
+                    let (head, used) = read(app, socket.ahead());
+                    if !matches!(head, Head::Partial) {
+                        socket.used(used);
+                        return Poll::Ready(Some(head));
+                    }
+                }
+                match socket.poll_fill(cx) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(None),
+                    // A request that has begun to come is still read.
+                    Poll::Pending if looked == 0 && drained.as_mut().poll(cx).is_ready() => {
+                        return Poll::Ready(None);
+                    }
+                    Poll::Pending => return late.as_mut().poll(cx).map(|()| None),
                 }
             }
-            if let Poll::Ready(more) = socket.poll_fill(cx) {
-                if more {
-                    continue;
-                }
-                return Poll::Ready(None);
-            }
-            // A request that has begun to come is still read.
-            if late.as_mut().poll(cx).is_ready() || looked == 0 && drained.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            return Poll::Pending;
-        }
+        })
+        .await
     })
-    .await
 }
 
 /// Reads a head off `bytes`, and how many of them it takes.
@@ -173,73 +177,88 @@ fn read(app: &App, bytes: &[u8]) -> (Head, usize) {
 }
 
 /// Waits for an answer and writes it, unless the peer goes away first.
-async fn whole(
-    app: &App,
-    socket: &mut Socket,
-    answer: impl Future<Output = Result<Reply, Refusal>>,
+fn whole<'a>(
+    app: &'a App,
+    socket: &'a mut Socket,
     close: bool,
-) -> Next {
-    let mut answer = pin!(answer);
-    let reply = poll_fn(|cx| match answer.as_mut().poll(cx) {
-        Poll::Ready(reply) => Poll::Ready(Some(reply)),
-        Poll::Pending => socket.poll_gone(cx).map(|()| None),
-    });
-    match reply.await {
-        Some(reply) => say(app, socket, reply.unwrap_or_else(Refusal::into_reply), close).await,
-        None => Next::End,
-    }
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<Reply, Refusal>> + Send + 'a,
+) -> Doing<'a, Next> {
+    Box::pin(async move {
+        let reply = poll_fn(|cx| match poll(cx) {
+            Poll::Ready(reply) => Poll::Ready(Some(reply)),
+            Poll::Pending => socket.poll_gone(cx).map(|()| None),
+        });
+        match reply.await {
+            Some(reply) => say(app, socket, reply.unwrap_or_else(Refusal::into_reply), close).await,
+            None => Next::End,
+        }
+    })
 }
 
-async fn say(app: &App, socket: &mut Socket, reply: Reply, close: bool) -> Next {
+fn say<'a>(app: &App, socket: &'a mut Socket, reply: Reply, close: bool) -> Doing<'a, Next> {
     let close = close || app.drain.is_cancelled();
     let wire = reply.into_wire(close);
-    match socket.send(&wire).await {
-        Ok(()) if !close => Next::Request,
-        // A peer that hung up loses only its answer.
-        Ok(()) | Err(_) => Next::End,
-    }
+    Box::pin(async move {
+        match socket.send(&wire).await {
+            Ok(()) if !close => Next::Request,
+            // A peer that hung up loses only its answer.
+            Ok(()) | Err(_) => Next::End,
+        }
+    })
 }
 
 /// Writes a stream, in chunks, until one side ends it.
-async fn stream(socket: &mut Socket, mut events: sse::Events) {
-    let mut first = Some(stream_head());
-    loop {
-        let next = poll_fn(|cx| match events.poll_next(cx) {
-            Poll::Ready(pieces) => Poll::Ready(Some(pieces)),
-            Poll::Pending => socket.poll_gone(cx).map(|()| None),
-        });
-        let Some(next) = next.await else { return };
-        let ends = next.is_none();
-        let mut wire = first.take().unwrap_or_default();
-        match next {
-            Some(pieces) => {
-                wire.copy(format!("{:x}\r\n", pieces.len()).as_bytes());
-                wire.append(pieces);
-                wire.copy(b"\r\n");
+fn stream<'a>(socket: &'a mut Socket, mut events: sse::Events) -> Doing<'a, Next> {
+    Box::pin(async move {
+        let mut begun = false;
+        loop {
+            let next = poll_fn(|cx| match events.poll_next(cx) {
+                Poll::Ready(pieces) => Poll::Ready(Some(pieces)),
+                Poll::Pending => socket.poll_gone(cx).map(|()| None),
+            });
+            let Some(next) = next.await else { return Next::End };
+            let ends = next.is_none();
+            let wire = chunk(next, begun);
+            if socket.send(&wire).await.is_err() || ends {
+                return Next::End;
             }
-            None => wire.copy(b"0\r\n\r\n"),
+            begun = true;
         }
-        let wire: Vec<_> = wire.into_chunks().collect();
-        if socket.send(&wire).await.is_err() || ends {
-            return;
-        }
+    })
+}
+
+/// A piece of a stream as a chunk, behind the head of the answer if that is not sent yet. `None` ends the stream.
+fn chunk(pieces: Option<Pieces>, begun: bool) -> Vec<Bytes> {
+    let mut wire = Pieces::default();
+    if !begun {
+        let headers: Vec<_> = sse::headers()
+            .chain([(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))])
+            .collect();
+        reply::head(&mut wire, StatusCode::OK, &headers, true);
+        wire.copy(b"\r\n");
     }
+    match pieces {
+        Some(pieces) => {
+            wire.copy(format!("{:x}\r\n", pieces.len()).as_bytes());
+            wire.append(pieces);
+            wire.copy(b"\r\n");
+        }
+        None => wire.copy(b"0\r\n\r\n"),
+    }
+    wire.into_chunks().collect()
 }
 
-fn stream_head() -> Pieces {
-    let mut head = Pieces::default();
-    let mut headers: Vec<_> = sse::headers().collect();
-    headers.push((header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")));
-    reply::head(&mut head, StatusCode::OK, &headers, true);
-    head.copy(b"\r\n");
-    head
-}
-
-/// Answers that the connection is a WebSocket from here on.
-async fn open(socket: &mut Socket, call: &websocket::Call) -> bool {
+/// Answers that the connection is a WebSocket from here on, and serves it.
+fn websocket<'a>(app: &Arc<App>, socket: &'a mut Socket, call: websocket::Call) -> Doing<'a, Next> {
     let mut head = Pieces::default();
     reply::head(&mut head, StatusCode::SWITCHING_PROTOCOLS, &call.switching(), false);
     head.copy(b"\r\n");
-    let wire: Vec<_> = head.into_chunks().collect();
-    socket.send(&wire).await.is_ok()
+    let (wire, app) = (head.into_chunks().collect::<Vec<_>>(), Arc::clone(app));
+    Box::pin(async move {
+        if socket.send(&wire).await.is_ok() {
+            drop(wire);
+            websocket::run(app, socket, call.ask).await;
+        }
+        Next::End
+    })
 }

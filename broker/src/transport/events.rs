@@ -1,5 +1,6 @@
 //! `GET /v1/events`: one address, answered as a long-poll or as a stream of server-sent events.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -47,7 +48,11 @@ pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri, headers: Heade
     let request = Request { path: uri.path(), query: uri.query(), headers: &headers };
     match read(&request, &app.config) {
         Ok(Call::Poll(ask)) => {
-            long_poll::answer(&app, ask).await.unwrap_or_else(Refusal::into_reply).into_response()
+            let answer = match long_poll::Wait::begin(&app, ask) {
+                Ok(mut wait) => poll_fn(|cx| wait.poll(&app, cx)).await,
+                Err(refusal) => Err(refusal),
+            };
+            answer.unwrap_or_else(Refusal::into_reply).into_response()
         }
         Ok(Call::Stream(ask)) => match sse::open(app, ask) {
             Ok(stream) => stream.into_response(),

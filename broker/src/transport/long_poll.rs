@@ -1,11 +1,11 @@
 //! Long-poll: one question, one answer, which always carries the cursor of the next question.
 
-use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use tokio::time::Sleep;
 use walcast_wire::Cursor;
 
 use super::App;
@@ -25,41 +25,56 @@ enum Turn {
     Late,
 }
 
-pub(super) async fn answer(app: &App, ask: Ask) -> Result<Reply, Refusal> {
-    let Ask { topics, after, wait, limit, .. } = ask;
-    let mut session = Session::open(app, topics, after)?;
-    let turn = {
-        let mut late = pin!(tokio::time::sleep(wait.unwrap_or(app.config.wait_default)));
-        poll_fn(|cx| {
-            // What is there is answered, however little time was given.
-            if let Poll::Ready(page) = session.poll_whole(cx, limit, app.config.state_answer_bytes_max) {
-                return Poll::Ready(page.map(Turn::Page));
+/// A question that waits for its answer. Thousands are parked at a time: it is all that each of them needs.
+pub(super) struct Wait {
+    session: Session,
+    late: Pin<Box<Sleep>>,
+    limit: usize,
+}
+
+impl Wait {
+    pub(super) fn begin(app: &App, ask: Ask) -> Result<Self, Refusal> {
+        let late = tokio::time::sleep(ask.wait.unwrap_or(app.config.wait_default));
+        let session = Session::open(app, ask.topics, ask.after)?;
+        Ok(Self { session, late: Box::pin(late), limit: ask.limit })
+    }
+
+    /// The answer, once there is something, or the time is up.
+    pub(super) fn poll(&mut self, app: &App, cx: &mut Context<'_>) -> Poll<Result<Reply, Refusal>> {
+        let bytes_max = app.config.state_answer_bytes_max;
+        // What is there is answered, however little time was given.
+        let turn = match self.session.poll_whole(cx, self.limit, bytes_max) {
+            Poll::Ready(Ok(page)) => Turn::Page(page),
+            Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal)),
+            Poll::Pending if app.leaving() => Turn::Leave,
+            Poll::Pending => {
+                std::task::ready!(self.late.as_mut().poll(cx));
+                Turn::Late
             }
-            if app.leaving() {
-                return Poll::Ready(Ok(Turn::Leave));
+        };
+        Poll::Ready(self.answer(turn))
+    }
+
+    fn answer(&mut self, turn: Turn) -> Result<Reply, Refusal> {
+        let leaving = matches!(turn, Turn::Leave);
+        let events = match turn {
+            Turn::Page(Page::Events(events)) => events,
+            Turn::Page(Page::Values(values)) => values.collect(),
+            Turn::Page(Page::Reset(reset)) => return Err(reset.into()),
+            Turn::Leave | Turn::Late if self.session.unsettled() => {
+                return Err(Refusal::unavailable("current values are not known yet; ask again"));
             }
-            late.as_mut().poll(cx).map(|()| Ok(Turn::Late))
-        })
-        .await?
-    };
-    let leaving = matches!(turn, Turn::Leave);
-    let events = match turn {
-        Turn::Page(Page::Events(events)) => events,
-        Turn::Page(Page::Values(values)) => values.collect(),
-        Turn::Page(Page::Reset(reset)) => return Err(reset.into()),
-        Turn::Leave | Turn::Late if session.unsettled() => {
-            return Err(Refusal::unavailable("current values are not known yet; ask again"));
-        }
-        Turn::Leave | Turn::Late => Vec::new(),
-    };
-    let reply = reply(session.bookmark(), &events);
-    Ok(if leaving { reply.with(header::RETRY_AFTER, retry_after()) } else { reply })
+            Turn::Leave | Turn::Late => Vec::new(),
+        };
+        let reply = reply(self.session.bookmark(), &events);
+        Ok(if leaving { reply.with(header::RETRY_AFTER, retry_after()) } else { reply })
+    }
 }
 
 fn reply(cursor: Cursor, events: &[Arc<Encoded>]) -> Reply {
     let cursor = cursor.encode();
-    let mut reply = Reply::new(StatusCode::OK)
-        .with(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut reply =
+        Reply::new(StatusCode::OK).with(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply.headers.extend(streamed());
     if let Ok(value) = HeaderValue::from_bytes(&cursor) {
         reply = reply.with(CURSOR_HEADER, value);

@@ -1,13 +1,14 @@
 //! `GET /v1/state/{topic}`: the current value alone, so that a shell script needs no JSON parser.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use tokio::time::Sleep;
 use walcast_wire::{ProblemCode, Topic};
 
 use super::call::Request;
@@ -53,7 +54,8 @@ pub(super) async fn state(
     headers: HeaderMap,
 ) -> Result<Reply, Refusal> {
     let question = read(&Request { path: uri.path(), query: uri.query(), headers: &headers }, &app.config)?;
-    answer(&app, question).await
+    let mut wait = Wait::begin(&app, question)?;
+    poll_fn(|cx| wait.poll(&app, cx)).await
 }
 
 /// What a request for a current value asks.
@@ -74,19 +76,31 @@ pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Question, R
     Ok(Question { topic, wait: ask.wait.unwrap_or_default(), known })
 }
 
-pub(super) async fn answer(app: &App, question: Question) -> Result<Reply, Refusal> {
-    let Question { topic, wait, known } = question;
-    // Subscribed before the first look, so that no change between look and wait is missed.
-    let mut session = Session::open(app, vec![topic.clone().into()], None)?;
-    let mut late = pin!(tokio::time::sleep(wait));
-    poll_fn(|cx| {
-        if session.poll_settled(cx).is_ready() {
+/// A question that waits for its answer.
+pub(super) struct Wait {
+    question: Question,
+    session: Session,
+    late: Pin<Box<Sleep>>,
+}
+
+impl Wait {
+    pub(super) fn begin(app: &App, question: Question) -> Result<Self, Refusal> {
+        // Subscribed before the first look, so that no change between look and wait is missed.
+        let session = Session::open(app, vec![question.topic.clone().into()], None)?;
+        let late = Box::pin(tokio::time::sleep(question.wait));
+        Ok(Self { question, session, late })
+    }
+
+    /// The answer, once there is one, or the time is up.
+    pub(super) fn poll(&mut self, app: &App, cx: &mut Context<'_>) -> Poll<Result<Reply, Refusal>> {
+        let Question { topic, known, .. } = &self.question;
+        if self.session.poll_settled(cx).is_ready() {
             // What is known is answered, however little time was given.
             loop {
-                if let Some(answer) = look(app, &topic, &known) {
+                if let Some(answer) = look(app, topic, known) {
                     return Poll::Ready(answer);
                 }
-                if session.poll_page(cx, PIECE).is_pending() {
+                if self.session.poll_page(cx, PIECE).is_pending() {
                     break;
                 }
             }
@@ -94,9 +108,8 @@ pub(super) async fn answer(app: &App, question: Question) -> Result<Reply, Refus
         if app.leaving() {
             return Poll::Ready(Err(Refusal::unavailable("the broker goes away; ask again")));
         }
-        late.as_mut().poll(cx).map(|()| last(app, &topic, &known))
-    })
-    .await
+        self.late.as_mut().poll(cx).map(|()| last(app, topic, known))
+    }
 }
 
 /// What can be said before the time is up.

@@ -3,8 +3,8 @@
 //! No compression, no buffers while parked, and text frames that share the hub's bytes. An added topic catches
 //! up as a subscription of its own and then joins the main one, so what was subscribed before is never held up.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -64,8 +64,7 @@ pub(super) async fn ws(
     mut request: HttpRequest,
 ) -> Result<Response, Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
-    let Call { ask, accept } =
-        read(&Request { path: uri.path(), query: uri.query(), headers }, &app.config)?;
+    let Call { ask, accept } = read(&Request { path: uri.path(), query: uri.query(), headers }, &app.config)?;
     let hold = house.hold();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -79,7 +78,7 @@ pub(super) async fn ws(
         tokio::select! {
             () = house.kill().cancelled() => {}
             // A peer that went away before its upgrade needs nothing.
-            () = async { if let Some(socket) = taken.await { run(app, socket, ask).await } } => {}
+            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, ask).await } } => {}
         }
     });
     let headers = axum::http::HeaderMap::from_iter(switching(accept));
@@ -126,23 +125,23 @@ pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refus
 
 /// Serves an open WebSocket until it ends. From here on refusals that time can mend are said in the stream:
 /// browsers do not show the answer.
-pub(super) async fn run(app: Arc<App>, socket: Socket, ask: Ask) {
-    let mut connection = Box::new(Connection::new(app, socket));
-    let (topics, after) = (ask.topics, ask.after);
-    let ended: Result<Infallible, End> = async {
-        if !topics.is_empty() {
-            connection.subscribe(topics, after).await?;
-        }
-        loop {
+pub(super) fn run(
+    app: Arc<App>,
+    socket: &mut Socket,
+    ask: Ask,
+) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    let mut connection = Connection::new(app, socket);
+    // What a connection may do next is boxed when it does it, so that a parked one has no room for it.
+    Box::pin(async move {
+        let mut done = Box::pin(connection.begin(ask)).await;
+        while done.is_ok() {
             let turn = poll_fn(|cx| connection.poll_turn(cx)).await;
-            // Boxed, so that a parked connection has no room for what it may do next.
-            Box::pin(connection.play(turn)).await?;
+            done = Box::pin(connection.play(turn)).await;
         }
-    }
-    .await;
-    if let Err(End::Close(code, reason)) = ended {
-        connection.link.close(code, reason).await;
-    }
+        if let Err(End::Close(code, reason)) = done {
+            Box::pin(connection.link.close(code, reason)).await;
+        }
+    })
 }
 
 /// Why the connection ends.
@@ -183,12 +182,12 @@ impl AsRef<[u8]> for Piece {
 }
 
 /// Frames, on a socket.
-struct Link {
-    socket: Socket,
+struct Link<'a> {
+    socket: &'a mut Socket,
     inbox: Inbox,
 }
 
-impl Link {
+impl Link<'_> {
     /// The next message; `None` when the peer is gone.
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Broken>> {
         loop {
@@ -298,9 +297,9 @@ enum Turn {
 }
 
 /// One WebSocket.
-struct Connection {
+struct Connection<'a> {
     app: Arc<App>,
-    link: Link,
+    link: Link<'a>,
     /// The first is the main one; the others catch up and join it.
     sessions: Vec<Session>,
     /// How many at the end of `sessions` have not been confirmed to the client.
@@ -316,8 +315,8 @@ struct Connection {
     first: usize,
 }
 
-impl Connection {
-    fn new(app: Arc<App>, socket: Socket) -> Self {
+impl<'a> Connection<'a> {
+    fn new(app: Arc<App>, socket: &'a mut Socket) -> Self {
         let beat = Beat::new(app.config.heartbeat);
         Self {
             app,
@@ -330,6 +329,10 @@ impl Connection {
             pinged_at: None,
             first: 0,
         }
+    }
+
+    async fn begin(&mut self, ask: Ask) -> Result<(), End> {
+        if ask.topics.is_empty() { Ok(()) } else { self.subscribe(ask.topics, ask.after).await }
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
@@ -567,4 +570,3 @@ fn going_away() -> End {
 fn bad_frame(detail: String) -> Refusal {
     Refusal::new(ProblemCode::BadFrame, format!("not a frame that clients send: {detail}"))
 }
-

@@ -78,8 +78,7 @@ impl Edge {
         let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
         let away = watch::channel(false).1;
-        let serving =
-            transport::serve(listener, config, Arc::clone(&hub), publisher, drain.clone(), away);
+        let serving = transport::serve(listener, config, Arc::clone(&hub), publisher, drain.clone(), away);
         let served = tokio::spawn(serving);
         Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }
