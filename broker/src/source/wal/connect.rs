@@ -246,6 +246,7 @@ impl From<ReplicationError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::{Closed, ServerError};
 
     #[test]
     fn positions_parse() {
@@ -285,5 +286,34 @@ mod tests {
         };
         check(false, Retry::Never);
         check(true, Retry::After(AFTER_REFUSAL));
+    }
+
+    #[test]
+    fn a_server_that_stops_is_left_alone_and_one_that_starts_is_not() {
+        let check = |code: &str, expected: Kind, at_least: Duration| {
+            let error = ServerError {
+                code: SqlState::from_code(code),
+                message: "refused".into(),
+                detail: None,
+                hint: None,
+            };
+            let failure = Failure::from(ConnectError::server("db:5432", &error));
+            assert_eq!(failure.kind, expected, "{code}");
+            let Retry::After(pause) = failure.into_error(true, &Config::default()).retry else {
+                panic!("{code}: given up")
+            };
+            assert!(pause >= at_least, "{code}: {pause:?}");
+        };
+        const GRACE: Duration = Duration::from_secs(10);
+        check("57P01", Kind::Shutdown, GRACE);
+        check("57P02", Kind::Shutdown, GRACE);
+        // It starts, or recovers from a crash: what it waits for is not us.
+        check("57P03", Kind::Passing, Duration::ZERO);
+        let told = Failure::from(ReplicationError::Shutdown("terminating".into()));
+        assert_eq!(told.into_error(true, &Config::default()).retry, Retry::After(GRACE));
+        let said = Failure::of_closed("gate", &Closed::Shutdown(SqlState::ADMIN_SHUTDOWN));
+        assert_eq!(said.into_error(true, &Config::default()).retry, Retry::After(GRACE));
+        let starting = Failure::again("x").into_error(true, &Config::default());
+        assert_eq!(starting.retry, Retry::After(Duration::ZERO));
     }
 }
