@@ -29,6 +29,9 @@ const CORE_BANS: &[&str] =
 /// Layer 1 modules that talk to the outside by purpose.
 const CORE_EXEMPT: &[&str] = &["postgres", "telemetry", "listen"];
 
+/// Tells the server the time, as its protocol asks for, and nobody reads it.
+const CLOCK_EXEMPT: &[&str] = &["source/wal/replication/task.rs"];
+
 const LINES_MAX: usize = 600;
 const LINES_MEDIAN_MAX: usize = 220;
 const DOCUMENT_LINES_MAX: &[(&str, usize)] = &[("README.md", 150), ("ARCHITECTURE.md", 200)];
@@ -100,6 +103,19 @@ fn metrics_used(file: &str, text: &str) -> Vec<String> {
     });
     if literal && file != "telemetry.rs" {
         vec!["names a metric by a literal: declare it once in telemetry.rs".to_owned()]
+    } else {
+        vec![]
+    }
+}
+
+/// What orders, waits or expires by a clock that can be set. Times of day are for people, and come from Postgres.
+fn clocks(file: &str, text: &str) -> Vec<String> {
+    let timeless = ["hub", "pipeline", "source", "backbone"];
+    let module = file.trim_end_matches(".rs").split('/').next().unwrap_or_default();
+    let code = without_tests(&code(text));
+    let named = tokens(&code).iter().any(|token| ["SystemTime", "UNIX_EPOCH"].contains(token));
+    if timeless.contains(&module) && named && !CLOCK_EXEMPT.contains(&file) {
+        vec!["names the clock of the day, which may be set: use `Instant`".to_owned()]
     } else {
         vec![]
     }
@@ -362,6 +378,14 @@ fn metrics_are_declared_once_and_documented() {
     });
 }
 
+#[test]
+fn nothing_goes_by_a_clock_that_can_be_set() {
+    hold(&files("rs"), |file, text| match file.strip_prefix("broker/src/") {
+        Some(file) if !file.contains("/tests") => clocks(file, text),
+        _ => vec![],
+    });
+}
+
 // ---- the rules, broken -------------------------------------------------------------------------------
 
 #[test]
@@ -417,6 +441,22 @@ fn stray_metrics_are_seen() {
         Vec::<String>::new()
     );
     assert_eq!(metrics_declared("const A: &str = \"walcast_a\";", Some("`walcast_ab`")).len(), 1);
+}
+
+#[test]
+fn clocks_that_can_be_set_are_seen() {
+    let check = |file: &str, text: &str, expected: usize| {
+        assert_eq!(clocks(file, text).len(), expected, "{file}: {text}");
+    };
+    let now = "fn f() { std::time::SystemTime::now() }";
+    for file in ["hub/mod.rs", "pipeline.rs", "source/wal/floor.rs", "backbone/local.rs"] {
+        check(file, now, 1);
+    }
+    check("hub/history.rs", "use std::time::{Duration, UNIX_EPOCH};", 1);
+    check("hub/mod.rs", "use std::time::Instant; // no SystemTime", 0);
+    check("hub/mod.rs", "#[cfg(test)]\nmod tests {\n    use std::time::SystemTime;\n}\n", 0);
+    check("telemetry.rs", now, 0);
+    check("source/wal/replication/task.rs", now, 0);
 }
 
 #[test]
