@@ -1,13 +1,13 @@
 //! Order, and going on after a cut: the same for every transport, from one to another, and inside a unit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 use walcast::cli::local;
 use walcast_client::wire::{Cursor, Event};
 use walcast_client::{After, Transport};
 
-use crate::broker::{Broker, Follower, MARK};
+use crate::broker::{Broker, Follower, MARK, line, run, until};
 use crate::streams::{Sse, Ws};
 
 const VMS: &str = "CREATE TABLE vms (hostname text PRIMARY KEY, pin int)";
@@ -66,7 +66,7 @@ async fn eight_writers_arrive_in_commit_order_on_every_transport() {
 
 /// Cursors rise, transactions are whole and in commit order, and each topic counts without a hole.
 fn in_order(events: &[Event<Value>]) {
-    let (mut counts, mut finished) = (HashMap::new(), std::collections::HashSet::new());
+    let (mut counts, mut finished) = (HashMap::new(), HashSet::new());
     for pair in events.windows(2) {
         assert!(pair[0].cursor.position < pair[1].cursor.position, "{pair:?}");
         if pair[0].xid != pair[1].xid {
@@ -226,4 +226,70 @@ async fn a_cursor_of_another_slot_is_told_so() {
     let (name, _, data) = sse.event().await;
     assert_eq!((name.as_str(), &data["reason"]), ("reset", &json!("epoch_changed")));
     assert_eq!(sse.event().await.2["data"]["pin"], 2);
+}
+
+/// How many commits begin where the record before them ends, be that another commit or a message outside of any
+/// transaction; `slot` was there before.
+async fn adjoining(broker: &Broker, slot: &str) -> (usize, usize) {
+    let sql = format!(
+        "SELECT data FROM pg_logical_slot_get_binary_changes('{slot}', NULL, NULL, 'proto_version', '1',
+                                                            'publication_names', '{}', 'messages', 'true')",
+        broker.name
+    );
+    let rows = broker.sql.query(&sql, &[]).await.unwrap();
+    let (mut commits, mut messages, mut begins) = (HashSet::new(), HashSet::new(), Vec::new());
+    for row in rows {
+        let body: Vec<u8> = row.get(0);
+        let lsn = |at: usize| u64::from_be_bytes(body[at..at + 8].try_into().unwrap());
+        match (body[0], body[1]) {
+            (b'C', _) => {
+                begins.push(lsn(2));
+                commits.insert(lsn(10));
+            }
+            (b'M', 0) => drop(messages.insert(lsn(2))),
+            _ => {}
+        }
+    }
+    let among = |ends: &HashSet<u64>| begins.iter().filter(|begin| ends.contains(begin)).count();
+    (among(&commits), among(&messages))
+}
+
+#[tokio::test]
+async fn commits_right_behind_another_record_have_cursors_of_their_own() {
+    const ROUNDS: u64 = 25;
+    let broker = Broker::start("order_adjoining", VMS, RULE).await;
+    let slot = "order_adjoining_truth";
+    broker.run(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
+    let mut followers = Vec::new();
+    for transport in Transport::ALL {
+        followers.push(broker.follow(transport, &["n/*", MARK]).await);
+    }
+    let (a, b) = (broker.session().await, broker.session().await);
+    let (mut written, mut found) = (0, (0, 0));
+    // Others write to the same log, and then nothing adjoins.
+    until("commits adjoin commits and messages", async || {
+        for n in written..written + ROUNDS {
+            let publish = |who: &str| format!("BEGIN; SELECT walcast.publish('n/{who}', '{n}')");
+            run(&a, &publish("a")).await;
+            run(&b, &publish("b")).await;
+            run(&a, "SELECT pg_logical_emit_message(false, 'between', 'x'); COMMIT").await;
+            run(&b, "COMMIT").await;
+        }
+        written += ROUNDS;
+        let (commits, messages) = adjoining(&broker, slot).await;
+        found = (found.0 + commits, found.1 + messages);
+        found.0 > 0 && found.1 > 0
+    })
+    .await;
+    println!("{found:?} of {written} rounds adjoin a commit, a message");
+    broker.run(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
+    let expected: Vec<String> =
+        (0..written).flat_map(|n| [format!("n/a message {n}"), format!("n/b message {n}")]).collect();
+    for follower in &mut followers {
+        let events = broker.rest(follower).await;
+        assert_eq!(events.iter().map(line).collect::<Vec<_>>(), expected);
+        for pair in events.windows(2) {
+            assert!(pair[0].cursor.position < pair[1].cursor.position, "{pair:?}");
+        }
+    }
 }
