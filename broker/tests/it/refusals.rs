@@ -1,7 +1,11 @@
 //! What a wrong configuration and a server that does not fit get from the command: one line that names the
 //! thing, the cause and the remedy, and an exit code.
 
-use crate::broker::{run as sql, within};
+use std::time::Duration;
+
+use walcast::source::wal::replication::Connection;
+
+use crate::broker::{Broker, run as sql, until, within};
 use crate::plain::get;
 use crate::process::{Ended, Running, file, run, walcast};
 use crate::server::{self, Server};
@@ -310,4 +314,37 @@ async fn a_server_that_comes_late_is_waited_for() {
     let ended = serving.stop().await;
     ended.succeeded();
     assert_eq!(ended.err.matches("waiting for Postgres").count(), 1, "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_a_free_walsender_says_so_until_one_is_free() {
+    let server = Server::tuned(&[("max_wal_senders", "1")]).await;
+    let mut running = Broker::start_at(&server, "senders", "", "", |config| {
+        config.source.shutdown_pause = Duration::from_millis(50);
+    })
+    .await;
+    let target = server.target();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = 'walcast'";
+    let mut seat = None;
+    until("another takes the seat", async || {
+        server.sql(end);
+        seat = Connection::connect(&target, "another", Duration::from_secs(60)).await.ok();
+        seat.is_some()
+    })
+    .await;
+    // One that runs tells why it does not, and goes on trying.
+    let remedy = ["max_wal_senders", "raise", "free one"];
+    until("the remedy is told", async || {
+        let (status, body) = running.readiness().await;
+        let reason = body["problems"]["stream"].as_str().unwrap_or_default();
+        status == 503 && remedy.iter().all(|part| reason.contains(part))
+    })
+    .await;
+    // One that starts ends.
+    let path = file("refusals-senders", &settings(&server.url("senders"), "senders", "", ""));
+    serve(&path).await.failed(69, &remedy);
+    seat.unwrap().close().await;
+    running.ready().await;
+    running.stop().await.unwrap();
+    works(&path).await.succeeded();
 }
