@@ -1,9 +1,12 @@
 //! What is committed arrives, and nothing else: the whole way from SQL to each transport.
 
+use std::time::Duration;
+
 use tokio_postgres::types::ToSql;
 use walcast_client::{After, Transport};
 
-use crate::broker::{Broker, MARK, line, run, until};
+use crate::broker::{Broker, MARK, connect, line, run, until, value_of};
+use crate::server::Server;
 
 const VMS: &str =
     "CREATE TABLE vms (hostname text PRIMARY KEY, crdcommand text, pin int, status text, logs text)";
@@ -241,4 +244,52 @@ async fn a_large_transaction_passes_while_others_publish() {
         }
     };
     tokio::join!(after, others);
+}
+
+#[tokio::test]
+async fn what_is_delivered_outlives_a_crash_also_where_commits_do_not_wait_for_the_disk() {
+    // Long between two writes of the log, so that each crash takes commits with it.
+    let settings = [("synchronous_commit", "off"), ("wal_writer_delay", "300ms")];
+    let server = Server::tuned(&settings).await;
+    let ddl = "CREATE TABLE t (n bigint PRIMARY KEY)";
+    let rule = "[[table]]\nname = 'public.t'\ntopic = 't'";
+    let mut broker = Broker::start_at(&server, "delivery_crash", ddl, rule, |config| {
+        config.source.shutdown_pause = Duration::from_millis(50);
+    })
+    .await;
+    assert_eq!(value_of(&broker.sql, "SELECT current_setting('synchronous_commit')").await, "off");
+    let mut follower = broker.follow(Transport::WebSocket, &["t"]).await;
+    let mut n = 0_i64;
+    for round in 0..3 {
+        let sql = broker.session().await;
+        let writer = tokio::spawn(async move {
+            // Until the server is gone.
+            while sql.execute("INSERT INTO t VALUES ($1)", &[&n]).await.is_ok() {
+                n += 1;
+            }
+            n
+        });
+        let mut told = Vec::new();
+        while told.len() < 50 {
+            told.push(follower.next().await.data["n"].as_i64().unwrap());
+        }
+        server.crash().await;
+        n = writer.await.unwrap() + 1;
+        server.start_again().await;
+        broker.sql = connect(&broker.url).await;
+        // And what was under way, too.
+        run(&broker.sql, &format!("INSERT INTO t VALUES ({n})")).await;
+        while told.last() != Some(&n) {
+            told.push(follower.next().await.data["n"].as_i64().unwrap());
+        }
+        n += 1;
+        let rows = broker.sql.query("SELECT n FROM t ORDER BY n", &[]).await.unwrap();
+        let rows: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let from = rows.partition_point(|row| *row < told[0]);
+        assert_eq!(told, rows[from..], "round {round}");
+        println!(
+            "{} of {n} inserts are gone with crashes, and nobody had heard of them",
+            n - rows.len() as i64
+        );
+    }
 }
