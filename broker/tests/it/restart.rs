@@ -5,6 +5,9 @@ use std::time::Duration;
 use walcast_client::{After, EventsRequest, Transport};
 
 use crate::broker::{Broker, line, patterns, until, value_of};
+use crate::plain::Answer;
+use crate::proxy::Proxy;
+use crate::server::Server;
 
 const FLOOR: &str = "SELECT (pg_current_wal_lsn() - confirmed_flush_lsn)::int8 FROM pg_replication_slots
                      WHERE slot_name = current_database()";
@@ -78,4 +81,52 @@ fn after(topics: &[&str], after: After) -> EventsRequest {
 
 fn now(topics: &[&str]) -> EventsRequest {
     after(topics, After::Now)
+}
+
+#[tokio::test]
+async fn while_the_window_is_replayed_that_is_told_and_who_is_ahead_waits() {
+    let name = "restart_replay";
+    let server = Server::tuned(&[]).await;
+    let proxy = Proxy::start(server.port).await;
+    let mut broker = Broker::start_at(&server, name, "", "", |config| {
+        let url = format!("postgres://postgres@127.0.0.1:{}/{name}", proxy.address.port());
+        config.postgres.url = Some(url.as_str().into());
+    })
+    .await;
+    for _ in 0..60 {
+        let fill = "SELECT walcast.publish('fill', to_jsonb(repeat('x', 10000))) FROM generate_series(1, 5)";
+        broker.run(fill).await;
+    }
+    broker.run("SELECT walcast.publish('job', '1')").await;
+    broker.catch_up().await;
+    let place = broker.client.poll(&now(&["job"])).await.unwrap().cursor;
+    broker.stop().await.unwrap();
+    proxy.slow(200 << 10);
+    let broker = Broker::begin(name, broker.config, broker.sql).await;
+    let left = async || {
+        let (status, body) = broker.readiness().await;
+        let reason = body["problems"]["state"].as_str().unwrap_or_default();
+        let (_, rest) = reason.split_once("replaying the log: ")?;
+        assert_eq!(status, 503, "{body}");
+        rest.split_once(" bytes left")?.0.parse::<u64>().ok()
+    };
+    let mut first = 0;
+    until("the replay is told", async || {
+        first = left().await.unwrap_or_default();
+        first > 0
+    })
+    .await;
+    // Its cursor is beyond what is replayed yet: neither unknown nor too old.
+    let target = format!("/v1/events?topic=job&after={place}&wait=60");
+    let waiting = broker.http.begin(&target, "").await;
+    let stream = broker.follow_after(Transport::Sse, &["job"], After::Cursor(place)).await;
+    broker.until_waiting(2).await;
+    until("less is left", async || left().await.is_some_and(|left| left < first)).await;
+    proxy.slow(0);
+    broker.ready().await;
+    broker.run("SELECT walcast.publish('job', '2')").await;
+    let mut waiting = waiting;
+    assert_eq!(Answer::read(&mut waiting).await.events(), ["job 2"]);
+    let mut stream = stream;
+    assert_eq!(stream.lines(1).await, ["job message 2"]);
 }
