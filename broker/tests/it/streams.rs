@@ -178,6 +178,16 @@ impl Ws {
         content
     }
 
+    /// The next event; bookmarks may come before it.
+    async fn event(&mut self) -> Value {
+        loop {
+            match self.frame().await {
+                (name, data) if name == "event" => return data,
+                (name, data) => assert_eq!(name, "bookmark", "{data}"),
+            }
+        }
+    }
+
     async fn send(&mut self, frame: Value) {
         self.0.send(Message::text(frame.to_string())).await.unwrap();
     }
@@ -336,4 +346,42 @@ async fn drain_says_goodbye_to_streams() {
     assert!(close.reason.starts_with("retry="), "{}", close.reason);
     drop((sse, ws));
     within("it ends", edge.served).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_under_one_name_each_see_everything() {
+    let edge = Edge::start().await;
+    let start = edge.get("/v1/events?topic=vm/a&wait=0").await.cursor();
+    let query = "?topic=vm/a&after=now&client=vm-a";
+    let mut sse = [
+        Sse::open(&edge, &format!("/v1/events{query}"), "").await,
+        Sse::open(&edge, &format!("/v1/events{query}"), "").await,
+    ];
+    let mut ws = [Ws::open(&edge, query).await, Ws::open(&edge, query).await];
+    for ws in &mut ws {
+        ws.expect("subscribed").await;
+    }
+    edge.until_waiting(4).await;
+    for n in 0..5 {
+        edge.send("vm/a", &n.to_string());
+        for sse in &mut sse {
+            assert_eq!(sse.event().await.2["data"], n);
+        }
+        for ws in &mut ws {
+            assert_eq!(ws.event().await["data"], n);
+        }
+    }
+    // One that polls under the same name takes nothing from them, nor does one that goes.
+    let poll = format!("/v1/events?topic=vm/a&after={start}&client=vm-a");
+    for _ in 0..2 {
+        assert_eq!(edge.get(&poll).await.events(), (0..5).map(|n| format!("vm/a {n}")).collect::<Vec<_>>());
+    }
+    let [mut left, gone] = sse;
+    drop(gone);
+    edge.until_waiting(3).await;
+    edge.send("vm/a", "5");
+    assert_eq!(left.event().await.2["data"], 5);
+    for ws in &mut ws {
+        assert_eq!(ws.event().await["data"], 5);
+    }
 }
