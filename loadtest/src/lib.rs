@@ -1,0 +1,3 @@
+//! Proves walcast on a database of your own.
+
+pub mod report;

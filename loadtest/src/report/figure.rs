@@ -1,0 +1,66 @@
+//! The names of figures and labels, once. Scenarios write under them and targets and tables read, so a
+//! misspelt name does not compile. The name says the unit; what is a ratio says so.
+
+/// Memory (proportional set size) of the server's processes with all clients waiting, less without any, over
+/// their number.
+pub const MEMORY_PER_CLIENT_BYTES: &str = "memory_per_client_bytes";
+/// The same once a burst of events has gone out to all of them.
+pub const MEMORY_PER_CLIENT_AFTER_BURST_BYTES: &str = "memory_per_client_after_burst_bytes";
+/// Memory of the server's processes at the end of the run.
+pub const MEMORY_BYTES: &str = "memory_bytes";
+/// The most memory that the server's processes were seen to take during the run.
+pub const MEMORY_PEAK_BYTES: &str = "memory_peak_bytes";
+/// CPU of the server's processes; 100 is one core.
+pub const CPU_PERCENT: &str = "cpu_percent";
+/// CPU of all of the server's processes for one event: the broker's and Postgres's together for walcast.
+pub const CPU_US_PER_EVENT: &str = "cpu_us_per_event";
+/// The broker's share of [`CPU_US_PER_EVENT`].
+pub const BROKER_CPU_US_PER_EVENT: &str = "broker_cpu_us_per_event";
+/// CPU of the server's processes for one delivery to one client.
+pub const CPU_US_PER_DELIVERY: &str = "cpu_us_per_delivery";
+/// From the first to the last one received.
+pub const DELIVERIES_PER_SECOND: &str = "deliveries_per_second";
+/// From the return of the commit to the last client's receipt.
+pub const COMMIT_TO_LAST_MS: &str = "commit_to_last_ms";
+/// From the first connect until all clients wait.
+pub const CONNECTIONS_PER_SECOND: &str = "connections_per_second";
+/// Transactions that writers committed.
+pub const TRANSACTIONS_PER_SECOND: &str = "transactions_per_second";
+/// Against the same transaction with a no-op statement, in the slices right before and after.
+pub const RATIO_TO_NOOP: &str = "ratio_to_noop";
+/// Rows of the log taken in.
+pub const CHANGES_PER_SECOND: &str = "changes_per_second";
+/// CPU of what consumed the log: the broker, or `pg_recvlogical`.
+pub const CONSUMER_CPU_SECONDS: &str = "consumer_cpu_seconds";
+/// CPU of the walsender that fed it.
+pub const WALSENDER_CPU_SECONDS: &str = "walsender_cpu_seconds";
+/// The longest time that a waiter of a steady stream received nothing.
+pub const LONGEST_GAP_MS: &str = "longest_gap_ms";
+/// Long-polls answered.
+pub const POLLS_PER_SECOND: &str = "polls_per_second";
+/// Connections that were made and given up.
+pub const RECONNECTS_PER_SECOND: &str = "reconnects_per_second";
+
+/// What tells runs of one scenario apart.
+pub mod label {
+    /// `wake`: events held until their rows can be read (the default).
+    pub const VISIBLE: &str = "visible";
+    /// `wake`: events sent on as they come.
+    pub const FAST: &str = "fast";
+    /// `commit`: a statement that tells nobody.
+    pub const NOOP: &str = "no-op";
+    /// `commit`: a bare `pg_logical_emit_message`.
+    pub const MESSAGE: &str = "pg_logical_emit_message";
+    /// `commit`: the function that applications call.
+    pub const PUBLISH: &str = "walcast.publish";
+    /// `commit`: what walcast replaces.
+    pub const NOTIFY: &str = "pg_notify";
+    /// `slow`: the good readers alone.
+    pub const GOOD: &str = "good";
+    /// `slow`: the good readers beside stalled ones.
+    pub const STALLED: &str = "stalled";
+    /// `stall`: the huge transaction's table is published.
+    pub const PUBLISHED: &str = "published";
+    /// `stall`: it is not.
+    pub const UNPUBLISHED: &str = "unpublished";
+}

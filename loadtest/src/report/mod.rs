@@ -1,0 +1,276 @@
+//! What a load test found, as data: every form of it (JSON, tables, pages) is made from these types.
+//!
+//! The types are plain and serialise both ways, so that reports of other days and machines can be read and
+//! compared. They must know nothing of how a figure was come by.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub mod figure;
+
+/// Everything that one call of the load tester found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of walcast.
+    pub version: String,
+    /// When it began: RFC 3339, UTC.
+    pub started: String,
+    /// Where it ran.
+    pub machine: Machine,
+    /// In the order in which they were played. Rounds of the same thing are runs of their own.
+    pub runs: Vec<Run>,
+    /// What a reader must know to judge the figures, for example a peer that was not installed.
+    pub notes: Vec<String>,
+}
+
+/// Where the figures were measured; clients and servers share it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The processor's name.
+    pub cpu: String,
+    /// Cores that we may use.
+    pub cores: u64,
+    /// Main memory.
+    pub memory_bytes: u64,
+    /// The kernel's name and release.
+    pub kernel: String,
+    /// Versions of the programs that took part, by name: `Postgres`, `Redis`, `nginx` …
+    pub versions: BTreeMap<String, String>,
+}
+
+/// One scenario played once against one system.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// What was played.
+    pub scenario: Scenario,
+    /// Against what.
+    pub system: System,
+    /// How walcast's clients waited; `None` for peers and where nobody waits.
+    pub transport: Option<Transport>,
+    /// How many clients took part; the writers, for [`Scenario::Commit`].
+    pub clients: u64,
+    /// What else tells runs apart, from [`figure::label`]: a publish method, `visible`, `stalled` …
+    pub label: Option<String>,
+    /// Figures by name, from [`figure`]. The name says the unit.
+    pub figures: BTreeMap<String, f64>,
+    /// From the publish call, or when that was due, to receipt.
+    pub latency: Option<Latency>,
+    /// What arrived, compared with what was sent.
+    pub checks: Checks,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A distribution of latencies, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many were measured.
+    pub count: u64,
+    /// The shortest.
+    pub min_us: u64,
+    /// Half were at most this.
+    pub p50_us: u64,
+    /// Nine of ten were at most this.
+    pub p90_us: u64,
+    /// 99 of 100 were at most this.
+    pub p99_us: u64,
+    /// 999 of 1,000 were at most this.
+    pub p999_us: u64,
+    /// The longest.
+    pub max_us: u64,
+    /// The arithmetic mean.
+    pub mean_us: f64,
+    /// For plots: pairs of a quantile in 0..=1 and its latency, both rising.
+    pub cdf: Vec<(f64, u64)>,
+}
+
+/// What arrived, compared with what was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checks {
+    /// Deliveries that were due.
+    pub expected: u64,
+    /// Deliveries that came, each counted once.
+    pub delivered: u64,
+    /// Deliveries that never came.
+    pub lost: u64,
+    /// Deliveries that came again.
+    pub duplicates: u64,
+    /// Deliveries that came after a later one.
+    pub disordered: u64,
+}
+
+impl Checks {
+    /// Nothing lost, repeated or out of order.
+    #[must_use]
+    pub fn held(&self) -> bool {
+        self.lost == 0 && self.duplicates == 0 && self.disordered == 0
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            expected: self.expected + other.expected,
+            delivered: self.delivered + other.delivered,
+            lost: self.lost + other.lost,
+            duplicates: self.duplicates + other.duplicates,
+            disordered: self.disordered + other.disordered,
+        }
+    }
+}
+
+/// What can be played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scenario {
+    /// Memory and CPU of clients that wait.
+    Idle,
+    /// A topic each, one client woken at a time.
+    Wake,
+    /// One transaction wakes all.
+    Storm,
+    /// One topic, many subscribers.
+    Fanout,
+    /// Connections per second until all wait.
+    Arrive,
+    /// What publishing costs a transaction.
+    Commit,
+    /// From the write-ahead log to the hub.
+    Ingest,
+    /// Stalled readers beside good ones.
+    Slow,
+    /// The delivery gap behind a huge transaction.
+    Stall,
+    /// Clients that come and go with their cursors.
+    Churn,
+}
+
+impl Scenario {
+    /// All of them, in the order in which reports show them.
+    pub const ALL: [Self; 10] = [
+        Self::Idle,
+        Self::Wake,
+        Self::Storm,
+        Self::Fanout,
+        Self::Arrive,
+        Self::Commit,
+        Self::Ingest,
+        Self::Slow,
+        Self::Stall,
+        Self::Churn,
+    ];
+
+    /// Its name in arguments and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Wake => "wake",
+            Self::Storm => "storm",
+            Self::Fanout => "fanout",
+            Self::Arrive => "arrive",
+            Self::Commit => "commit",
+            Self::Ingest => "ingest",
+            Self::Slow => "slow",
+            Self::Stall => "stall",
+            Self::Churn => "churn",
+        }
+    }
+
+    /// What it shows, in a line.
+    #[must_use]
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Idle => "memory and CPU of clients that wait",
+            Self::Wake => "a topic for each client, one client woken at a time",
+            Self::Storm => "one transaction wakes all clients",
+            Self::Fanout => "one topic, all clients subscribe to it",
+            Self::Arrive => "connections per second until all clients wait",
+            Self::Commit => "what publishing costs a transaction, by method",
+            Self::Ingest => "changes per second from the write-ahead log to the hub",
+            Self::Slow => "stalled readers beside good ones",
+            Self::Stall => "the delivery gap behind a huge transaction",
+            Self::Churn => "clients that come and go with their cursors",
+        }
+    }
+}
+
+/// What was measured: walcast, or a peer beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum System {
+    /// Ours.
+    Walcast,
+    /// LISTEN/NOTIFY on the same Postgres.
+    Listen,
+    /// Redis publish/subscribe.
+    Redis,
+    /// nginx with the nchan module.
+    Nchan,
+    /// `pg_recvlogical` to /dev/null, on the same log.
+    Recvlogical,
+    /// Postgres alone: what a transaction costs that tells nobody.
+    Postgres,
+}
+
+impl System {
+    /// Its name in arguments and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Walcast => "walcast",
+            Self::Listen => "listen",
+            Self::Redis => "redis",
+            Self::Nchan => "nchan",
+            Self::Recvlogical => "pg_recvlogical",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+/// How walcast's clients wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// HTTP long-poll.
+    Poll,
+    /// Server-sent events.
+    Sse,
+    /// WebSocket.
+    Ws,
+}
+
+impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Poll, Self::Sse, Self::Ws];
+
+    /// Its name in arguments and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Sse => "sse",
+            Self::Ws => "ws",
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
