@@ -10,6 +10,8 @@ pub const MEMORY_PER_CLIENT_AFTER_BURST_BYTES: &str = "memory_per_client_after_b
 pub const MEMORY_BYTES: &str = "memory_bytes";
 /// The most memory that the server's processes were seen to take during the run.
 pub const MEMORY_PEAK_BYTES: &str = "memory_peak_bytes";
+/// What the configuration lets the broker take: its history, and a share for each connection.
+pub const MEMORY_ALLOWED_BYTES: &str = "memory_allowed_bytes";
 /// CPU of the server's processes; 100 is one core.
 pub const CPU_PERCENT: &str = "cpu_percent";
 /// CPU of all of the server's processes for one event: the broker's and Postgres's together for walcast.

@@ -8,7 +8,19 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub mod charts;
 pub mod figure;
+pub mod grid;
+pub mod html;
+pub mod markdown;
+pub mod plot;
+pub mod summary;
+pub mod table;
+pub mod targets;
+pub mod unit;
+
+#[cfg(test)]
+mod tests;
 
 /// Everything that one call of the load tester found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +35,36 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// What a reader must know to judge the figures, for example a peer that was not installed.
     pub notes: Vec<String>,
+}
+
+impl Report {
+    /// As JSON, indented.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Only a map whose keys are no strings could fail, and there is none.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// A report that [`to_json`](Self::to_json) wrote.
+    ///
+    /// # Errors
+    /// It is no JSON, or not of this form.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// Nothing lost, repeated or out of order in any run of ours.
+    #[must_use]
+    pub fn held(&self) -> bool {
+        self.runs.iter().filter(|run| run.system == System::Walcast).all(|run| run.checks.held())
+    }
+
+    /// The targets that were measured and missed.
+    #[must_use]
+    pub fn missed(&self) -> Vec<targets::Outcome> {
+        let outcomes = targets::judge(&summary::summarise(&self.runs)).into_iter();
+        outcomes.filter(|outcome| matches!(outcome.verdict, targets::Verdict::Missed(_))).collect()
+    }
 }
 
 /// Where the figures were measured; clients and servers share it.

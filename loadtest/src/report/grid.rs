@@ -1,0 +1,231 @@
+//! A report as tables of text: what the terminal, Markdown and HTML all show, each in its own way.
+//!
+//! Pure. Decides what is shown and beside what; must not know how it is drawn.
+
+use super::summary::Summary;
+use super::targets::{self, Verdict};
+use super::unit::{self, count, significant};
+use super::{Report, Scenario, System, Transport, figure};
+
+/// How a cell is meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    /// As it stands.
+    #[default]
+    Plain,
+    /// Good: a target was held.
+    Good,
+    /// Bad: a target was missed, or an event lost.
+    Bad,
+    /// Less important than the rest.
+    Faint,
+}
+
+/// One cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// What it says.
+    pub text: String,
+    /// In a peer's row, how its figure compares with ours: `× 3.2`.
+    pub ratio: Option<String>,
+    /// How it is meant.
+    pub tone: Tone,
+}
+
+/// A column's head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// What it says.
+    pub title: String,
+    /// Numbers stand to the right.
+    pub number: bool,
+}
+
+/// A table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Its name; for the table of a scenario, the scenario's.
+    pub title: String,
+    /// What it shows, in a line.
+    pub about: String,
+    /// Heads.
+    pub columns: Vec<Column>,
+    /// As many cells in each as there are columns.
+    pub rows: Vec<Vec<Cell>>,
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self { text, ..Self::default() }
+    }
+}
+
+fn column(title: &str, number: bool) -> Column {
+    Column { title: title.to_owned(), number }
+}
+
+/// The machine, and the versions of what took part.
+#[must_use]
+pub fn machine(report: &Report) -> Vec<(String, String)> {
+    let machine = &report.machine;
+    let mut facts = vec![
+        ("walcast".to_owned(), report.version.clone()),
+        ("started".to_owned(), report.started.clone()),
+        (
+            "processor".to_owned(),
+            format!("{}, {} cores for servers and clients together", machine.cpu, machine.cores),
+        ),
+        ("memory".to_owned(), unit::show("memory_bytes", machine.memory_bytes as f64)),
+        ("kernel".to_owned(), machine.kernel.clone()),
+    ];
+    facts.extend(machine.versions.iter().map(|(name, version)| (name.clone(), version.clone())));
+    facts
+}
+
+/// The figures beside their targets; the missed first come with the measured, the unmeasured stand last.
+#[must_use]
+pub fn targets(summaries: &[Summary]) -> Grid {
+    let mut outcomes = targets::judge(summaries);
+    outcomes.sort_by_key(|outcome| outcome.verdict == Verdict::Unmeasured);
+    let rows = outcomes.into_iter().map(|outcome| {
+        let tone = match outcome.verdict {
+            Verdict::Held => Tone::Good,
+            Verdict::Missed(_) => Tone::Bad,
+            Verdict::Unmeasured => Tone::Faint,
+        };
+        vec![
+            outcome.what.to_owned().into(),
+            outcome.of.into(),
+            outcome.value.into(),
+            outcome.limit.into(),
+            Cell { text: outcome.verdict.text(), tone, ratio: None },
+        ]
+    });
+    Grid {
+        title: "targets".to_owned(),
+        about: "the figures that walcast must show on two cores that also run the clients".to_owned(),
+        columns: vec![
+            column("figure", false),
+            column("of", false),
+            column("measured", true),
+            column("target", true),
+            column("", false),
+        ],
+        rows: rows.collect(),
+    }
+}
+
+/// One table for each scenario that was played.
+#[must_use]
+pub fn scenarios(summaries: &[Summary]) -> Vec<Grid> {
+    let of = |scenario| summaries.iter().filter(move |run| run.scenario == scenario).collect::<Vec<_>>();
+    Scenario::ALL
+        .into_iter()
+        .map(|scenario| (scenario, of(scenario)))
+        .filter(|(_, runs)| !runs.is_empty())
+        .map(|(scenario, runs)| grid(scenario, &runs))
+        .collect()
+}
+
+fn grid(scenario: Scenario, runs: &[&Summary]) -> Grid {
+    let names = columns(runs);
+    let latency = runs.iter().any(|run| run.latency.is_some());
+    let who = if scenario == Scenario::Commit { "writers" } else { "clients" };
+    let mut heads = vec![column(who, true), column("system", false)];
+    heads.extend(names.iter().map(|name| column(&unit::title(name), true)));
+    if latency {
+        heads.extend(["p50", "p99", "p99.9", "max"].map(|title| column(title, true)));
+    }
+    heads.push(column("checked", false));
+    Grid {
+        title: scenario.name().to_owned(),
+        about: about(scenario, runs),
+        columns: heads,
+        rows: runs.iter().map(|run| row(run, baseline(run, runs), &names, latency)).collect(),
+    }
+}
+
+fn about(scenario: Scenario, runs: &[&Summary]) -> String {
+    let rounds = runs.iter().map(|run| run.rounds).max().unwrap_or_default();
+    let mut about = scenario.about().to_owned();
+    if rounds > 1 {
+        about = format!("{about}; medians of {rounds} rounds");
+    }
+    let ours = runs.iter().find_map(|run| baseline(run, runs));
+    match ours {
+        Some(ours) => format!("{about}; × is beside {}", ours.name()),
+        None => about,
+    }
+}
+
+/// The names of all figures, those about everything first.
+fn columns(runs: &[&Summary]) -> Vec<String> {
+    let mut names: Vec<String> = runs.iter().flat_map(|run| run.figures.keys().cloned()).collect();
+    names.sort_by_key(|name| (!name.starts_with("ratio_") && !name.ends_with("_per_second"), name.clone()));
+    names.dedup();
+    names
+}
+
+fn row(run: &Summary, beside: Option<&Summary>, names: &[String], latency: bool) -> Vec<Cell> {
+    let compared = |text: String, value: Option<f64>, ours: Option<f64>| {
+        let quotient = value.zip(ours).map(|(value, ours)| value / ours).filter(|ratio| ratio.is_finite());
+        Cell { text, ratio: quotient.map(|ratio| format!("× {}", significant(ratio))), tone: Tone::Plain }
+    };
+    let mut cells = vec![count(run.clients).into(), run.name().into()];
+    cells.extend(names.iter().map(|name| {
+        let value = run.figure(name);
+        // A ratio says already what it stands beside.
+        let ours = beside.filter(|_| !name.starts_with("ratio_")).and_then(|ours| ours.figure(name));
+        compared(value.map_or("–".to_owned(), |value| unit::show(name, value)), value, ours)
+    }));
+    if latency {
+        type Quantile = fn(&super::Latency) -> u64;
+        let quantiles: [Quantile; 4] = [|l| l.p50_us, |l| l.p99_us, |l| l.p999_us, |l| l.max_us];
+        cells.extend(quantiles.into_iter().map(|of| {
+            let of = |run: &Summary| run.latency.as_ref().map(|latency| of(latency) as f64);
+            let value = of(run);
+            compared(
+                value.map_or("–".to_owned(), |value| unit::show("us_us", value)),
+                value,
+                beside.and_then(of),
+            )
+        }));
+    }
+    cells.push(checked(run));
+    cells
+}
+
+fn checked(run: &Summary) -> Cell {
+    let checks = run.checks;
+    if checks.held() {
+        let text = match checks.expected {
+            0 => "–".to_owned(),
+            expected => format!("{} whole", count(expected)),
+        };
+        return Cell { text, tone: Tone::Faint, ratio: None };
+    }
+    let faults = [(checks.lost, "lost"), (checks.duplicates, "twice"), (checks.disordered, "out of order")];
+    let faults = faults.into_iter().filter(|(number, _)| *number > 0);
+    let text: Vec<String> = faults.map(|(number, what)| format!("{} {what}", count(number))).collect();
+    Cell { text: text.join(", "), tone: Tone::Bad, ratio: None }
+}
+
+/// What of ours a peer's row is compared with: the same number of clients and, where there is a choice, the
+/// transport that is most like the peers' connections.
+fn baseline<'a>(run: &Summary, runs: &[&'a Summary]) -> Option<&'a Summary> {
+    if run.system == System::Walcast {
+        return None;
+    }
+    let rank = |ours: &Summary| {
+        let usual = ours.usual() || ours.label.as_deref() == Some(figure::label::PUBLISH);
+        let transport = match ours.transport {
+            Some(Transport::Ws) => 0,
+            Some(Transport::Sse) => 1,
+            Some(Transport::Poll) => 2,
+            None => 3,
+        };
+        (ours.label != run.label, !usual, transport)
+    };
+    let ours = runs.iter().filter(|ours| ours.system == System::Walcast && ours.clients == run.clients);
+    ours.min_by_key(|ours| rank(ours)).copied()
+}
