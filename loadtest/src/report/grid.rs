@@ -82,19 +82,23 @@ pub fn machine(report: &Report) -> Vec<(String, String)> {
     facts
 }
 
-/// The figures beside their targets; the missed first come with the measured, the unmeasured stand last.
+/// The figures beside their targets; those that were not measured stand last.
 #[must_use]
 pub fn targets(summaries: &[Summary]) -> Grid {
     let mut outcomes = targets::judge(summaries);
     outcomes.sort_by_key(|outcome| outcome.verdict == Verdict::Unmeasured);
+    let mut above = "";
     let rows = outcomes.into_iter().map(|outcome| {
+        // Values of the same figure stand below each other; its name need not be repeated.
+        let what = if outcome.what == above { "" } else { outcome.what };
+        above = outcome.what;
         let tone = match outcome.verdict {
             Verdict::Held => Tone::Good,
             Verdict::Missed(_) => Tone::Bad,
             Verdict::Unmeasured => Tone::Faint,
         };
         vec![
-            outcome.what.to_owned().into(),
+            what.to_owned().into(),
             outcome.of.into(),
             outcome.value.into(),
             outcome.limit.into(),

@@ -65,8 +65,8 @@ pub struct Chart {
 
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 68.0;
-const RIGHT: f64 = 18.0;
+const LEFT: f64 = 78.0;
+const RIGHT: f64 = 30.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
 
@@ -154,7 +154,12 @@ fn draw(svg: &mut String, chart: &Chart) {
         );
     }
     let foot = HEIGHT - BOTTOM;
-    for tick in x.ticks() {
+    let places = points().map(|point| point.0);
+    let ticks = match chart.x.scale {
+        Scale::Linear => x.ticks(),
+        Scale::Log => x.among(places.collect()),
+    };
+    for tick in ticks {
         let (at, below) = (x.place(tick), foot + 18.0);
         let text = escape(&(chart.x.show)(tick));
         let _ = write!(
@@ -227,8 +232,8 @@ impl Span {
             Scale::Linear if wide => span.high = (high / span.step()).ceil() * span.step(),
             Scale::Linear => {}
             Scale::Log if wide => {
-                span.low = 10_f64.powf(low.log10().floor());
-                span.high = 10_f64.powf(high.log10().ceil()).max(span.low * 10.0);
+                span.low = round(low, false);
+                span.high = round(high, true).max(span.low * 2.0);
             }
             // A single value stands in the middle.
             Scale::Log if high <= low => (span.low, span.high) = (low / 2.0, high * 2.0),
@@ -254,6 +259,21 @@ impl Span {
         if self.wide { step * power } else { (step * power).max(1.0) }
     }
 
+    /// Of the places that were measured, those that have room for their names.
+    fn among(&self, mut values: Vec<f64>) -> Vec<f64> {
+        const ROOM: f64 = 46.0;
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        let mut kept: Vec<f64> = Vec::new();
+        // From the right: the largest counts most.
+        for value in values.into_iter().rev() {
+            if kept.last().is_none_or(|last| self.place(*last) - self.place(value) >= ROOM) {
+                kept.push(value);
+            }
+        }
+        kept
+    }
+
     fn ticks(&self) -> Vec<f64> {
         match self.scale {
             Scale::Linear => {
@@ -263,7 +283,7 @@ impl Span {
             Scale::Log => {
                 let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
                 let powers = (first..=last).map(|power| 10_f64.powi(power));
-                let few = last - first <= 2;
+                let few = self.high / self.low < 300.0;
                 let all = powers
                     .flat_map(|power| if few { vec![power, 2.0 * power, 5.0 * power] } else { vec![power] });
                 let mut ticks: Vec<f64> =
@@ -275,4 +295,15 @@ impl Span {
             }
         }
     }
+}
+
+/// The next of 1, 2 and 5 times a power of ten, up or down.
+fn round(value: f64, up: bool) -> f64 {
+    let power = 10_f64.powf(value.log10().floor());
+    let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);
+    let found = match up {
+        true => steps.into_iter().find(|step| *step >= value * 0.999),
+        false => steps.into_iter().rev().find(|step| *step <= value * 1.001),
+    };
+    found.unwrap_or(value)
 }

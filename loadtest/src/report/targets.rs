@@ -84,7 +84,7 @@ impl Verdict {
             Self::Held => "held".to_owned(),
             Self::Missed(by) if by.is_infinite() => "missed".to_owned(),
             Self::Missed(by) if by >= 2.0 => format!("missed {} ×", significant(by + 1.0)),
-            Self::Missed(by) => format!("missed by {} %", significant(by * 100.0)),
+            Self::Missed(by) => format!("missed by {:.0} %", (by * 100.0).max(1.0)),
             Self::Unmeasured => "not measured".to_owned(),
         }
     }
