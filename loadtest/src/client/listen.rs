@@ -1,0 +1,56 @@
+//! A client that waits by LISTEN: a session of its own, as such clients need.
+
+use std::future::{pending, poll_fn};
+
+use tokio::sync::Semaphore;
+use tokio_postgres::{AsyncMessage, NoTls};
+use walcast::postgres::describe;
+
+use super::{Ear, Fault, Shared};
+use crate::verify::Finds;
+
+/// One client's life.
+pub(super) async fn follow(
+    shared: &Shared,
+    number: usize,
+    url: &str,
+    channel: &str,
+    connecting: &Semaphore,
+) -> Result<(), Fault> {
+    let failed =
+        |what: &str, error: &tokio_postgres::Error| Fault::new(format!("cannot {what}: {}", describe(error)));
+    // The semaphore is never closed; without a permit it would only be less gentle.
+    let permit = connecting.acquire().await.ok();
+    let (session, mut connection) =
+        tokio_postgres::connect(url, NoTls).await.map_err(|error| failed("connect to LISTEN", &error))?;
+    drop(permit);
+    let finds = Finds::default();
+    let hear = poll_fn(|context| {
+        loop {
+            match std::task::ready!(connection.poll_message(context)) {
+                Some(Ok(AsyncMessage::Notification(message))) => {
+                    let mut inbox = shared.inboxes[number].lock();
+                    let before = inbox.receipts.len();
+                    let mut ear = Ear::new(&mut inbox, shared.clock.us());
+                    ear.messages(&finds, message.payload().as_bytes());
+                    shared.received((inbox.receipts.len() - before) as u64);
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return std::task::Poll::Ready(failed("go on listening", &error)),
+                None => return std::task::Poll::Ready(Fault::new("the server ended the session")),
+            }
+        }
+    });
+    let ask = async {
+        let asked = session.batch_execute(&format!("listen \"{channel}\"")).await;
+        if let Err(error) = asked {
+            return failed("LISTEN", &error);
+        }
+        shared.became_ready();
+        pending().await
+    };
+    tokio::select! {
+        fault = hear => Err(fault),
+        fault = ask => Err(fault),
+    }
+}

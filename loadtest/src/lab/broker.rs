@@ -1,0 +1,244 @@
+//! `walcast serve` as a child, set up afresh, with the settings that a scenario needs.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rand::RngExt as _;
+
+use super::postgres::Postgres;
+use super::process::{Process, make_dir};
+use super::{http, usage};
+use crate::Error;
+
+/// How long it may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Connections beyond the clients'.
+const CONNECTIONS_RESERVE: usize = 100;
+
+/// What scenarios set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Clients that will connect.
+    pub clients: usize,
+    /// `source.delivery = "fast"`: without the visibility gate.
+    pub fast: bool,
+    /// `history.age`, if not the default.
+    pub history_age: Option<Duration>,
+    /// `history.bytes`, if not the default.
+    pub history_bytes: Option<u64>,
+    /// Run before it is set up: the tables that the rules name.
+    pub ddl: String,
+    /// The rest of the configuration file: `[[table]]` rules, other sections.
+    pub rules: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            clients: 10_000,
+            fast: false,
+            history_age: None,
+            history_bytes: None,
+            ddl: String::new(),
+            rules: String::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// For so many clients; all else as it is by default.
+    #[must_use]
+    pub fn clients(clients: usize) -> Self {
+        Self { clients, ..Self::default() }
+    }
+
+    fn file(&self, name: &str, http: SocketAddr, admin: SocketAddr) -> String {
+        let mut text = format!(
+            "log.level = 'warn'\n[source]\nslot = '{name}'\npublication = '{name}'\ndelivery = '{}'\n\
+             [http]\nlisten = '{http}'\nconnections_max = {}\n[admin]\nlisten = '{admin}'\n[history]\n",
+            if self.fast { "fast" } else { "visible" },
+            self.clients + CONNECTIONS_RESERVE,
+        );
+        if let Some(age) = self.history_age {
+            text += &format!("age = '{}ms'\n", age.as_millis());
+        }
+        if let Some(bytes) = self.history_bytes {
+            text += &format!("bytes = {bytes}\n");
+        }
+        text + &self.rules
+    }
+}
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Broker {
+    process: Process,
+    http: SocketAddr,
+    admin: SocketAddr,
+    /// Where its configuration is.
+    file: PathBuf,
+}
+
+impl Broker {
+    /// Sets up, starts and waits until it is ready. An earlier broker on this database must have ended.
+    ///
+    /// # Errors
+    /// The database does not fit, or the broker is not ready in time; the message ends with what it said.
+    pub async fn start(binary: &Path, postgres: &Postgres, settings: &Settings) -> Result<Self, Error> {
+        let (http, admin) = (free_address()?, free_address()?);
+        let dir = make_dir()?;
+        let file = dir.join("walcast.toml");
+        std::fs::write(&file, settings.file(postgres.name(), http, admin))
+            .map_err(Error::of(&format!("cannot write {}", file.display())))?;
+        // From here on the directory goes with what `process` guards.
+        let command = command(binary, postgres.url(), &file, "serve");
+        let session = postgres.session().await?;
+        if !settings.ddl.is_empty() {
+            session.batch_execute(&settings.ddl).await.map_err(Error::sql("prepare tables"))?;
+        }
+        session.close().await;
+        take_down(binary, postgres, &file).await?;
+        run(self::command(binary, postgres.url(), &file, "setup").arg("--accept-unbounded-wal")).await?;
+        let broker = Self { process: Process::start("walcast serve", &dir, &command)?, http, admin, file };
+        broker.ready().await?;
+        Ok(broker)
+    }
+
+    async fn ready(&self) -> Result<(), Error> {
+        let ready = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                tick.tick().await;
+                self.process.check()?;
+                if http::get(self.admin, "/readyz").await.is_ok_and(|(status, _)| status == 200) {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.unwrap_or_else(|_| {
+            let words = self.process.last_words();
+            Err(Error::failed(format!("the broker is not ready after {PATIENCE:?}: {words}")))
+        })
+    }
+
+    /// Its listener for clients.
+    #[must_use]
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Its listener for operators.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Its CPU so far.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        usage::cpu(self.pid())
+    }
+
+    /// Its memory now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        usage::memory_bytes(self.pid())
+    }
+
+    /// A metric's value, summed over its labels; 0 where it has none yet.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn metric(&self, name: &str) -> Result<f64, Error> {
+        self.process.check()?;
+        let (_, text) = http::get(self.admin, "/metrics").await.map_err(Error::of("ask for metrics"))?;
+        Ok(metric(&text, name))
+    }
+}
+
+fn metric(text: &str, name: &str) -> f64 {
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with(['{', ' ']).then_some(())?;
+        rest.rsplit_once(' ')?.1.parse::<f64>().ok()
+    });
+    values.sum()
+}
+
+/// Takes back what setup made; slots of a broker that is ending are waited for.
+///
+/// # Errors
+/// The server went away, or the slots are still in use.
+pub async fn take_down(binary: &Path, postgres: &Postgres, file: &Path) -> Result<(), Error> {
+    run(&mut command(binary, postgres.url(), file, "teardown")).await
+}
+
+/// The command with nothing of this process's settings.
+fn command(binary: &Path, url: &str, file: &Path, verb: &str) -> Command {
+    let mut command = Command::new(binary);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("WALCAST_") || text == "DATABASE_URL" {
+            command.env_remove(name);
+        }
+    }
+    // By the environment, for it may hold a password.
+    command.env("WALCAST_POSTGRES__URL", url).arg(verb).arg("--config").arg(file);
+    command
+}
+
+async fn run(command: &mut Command) -> Result<(), Error> {
+    let mut command = tokio::process::Command::from(std::mem::replace(command, Command::new("true")));
+    let ran = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output = ran.map_err(Error::of("cannot run walcast"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::missing(said.lines().map(str::trim).collect::<Vec<_>>().join(" ")))
+}
+
+/// An address on loopback below the ports that the kernel gives to clients, of which we need all.
+///
+/// # Errors
+/// None is free.
+pub fn free_address() -> Result<SocketAddr, Error> {
+    let mut last = String::new();
+    for _ in 0..100 {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::rng().random_range(15_000..32_000)));
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(address),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(Error::failed(format!("no free port on 127.0.0.1: {last}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_by_name() {
+        let text = "# TYPE a gauge\na 3\na_total 7\nb{x=\"1\"} 2\nb{x=\"2\"} 0.5\n";
+        let check =
+            |name: &str, expected: f64| assert!((metric(text, name) - expected).abs() < 1e-9, "{name}");
+        check("a", 3.0);
+        check("b", 2.5);
+        check("c", 0.0);
+    }
+}

@@ -1,0 +1,191 @@
+//! What a load test starts: each server when it is first needed, and all of them ended with the lab.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub mod broker;
+pub mod http;
+pub mod machine;
+pub mod nginx;
+pub mod postgres;
+pub mod process;
+pub mod redis;
+pub mod stand;
+pub mod usage;
+
+pub use broker::{Broker, Settings};
+pub use nginx::Nginx;
+pub use postgres::Postgres;
+pub use process::Process;
+pub use redis::Redis;
+pub use stand::Stand;
+
+use crate::Error;
+use crate::report::{System, Transport};
+
+/// How a lab is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server to use; `None` starts one.
+    pub database_url: Option<String>,
+    /// The broker's program; `None` is the one beside ours.
+    pub broker: Option<PathBuf>,
+    /// Whether a server that we start makes commits durable.
+    pub fsync: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { database_url: None, broker: None, fsync: true }
+    }
+}
+
+/// The servers.
+#[derive(Debug)]
+pub struct Lab {
+    options: Options,
+    binary: PathBuf,
+    /// Files that a process may open: bounds the number of clients.
+    files_max: u64,
+    /// The broker comes before its database, for it ends in this order.
+    broker: Option<Arc<Broker>>,
+    postgres: Option<Arc<Postgres>>,
+}
+
+impl Lab {
+    /// Starts nothing yet; raises the limit of open files as far as it goes.
+    ///
+    /// # Errors
+    /// There is no broker to run.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let binary = match &options.broker {
+            Some(binary) => binary.clone(),
+            None => beside_us()?,
+        };
+        if !binary.exists() {
+            let message = format!(
+                "no broker at {}; build it (cargo build --release -p walcast) or name it by --broker",
+                binary.display()
+            );
+            return Err(Error::missing(message));
+        }
+        let files_max = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+        Ok(Self { options, binary, files_max, broker: None, postgres: None })
+    }
+
+    /// The broker's program.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// How many clients our limit of open files allows.
+    #[must_use]
+    pub fn clients_max(&self) -> u64 {
+        self.files_max.saturating_sub(200)
+    }
+
+    /// The database.
+    ///
+    /// # Errors
+    /// No server can be started, or the given one cannot be used.
+    pub async fn postgres(&mut self) -> Result<Arc<Postgres>, Error> {
+        if let Some(postgres) = &self.postgres {
+            return Ok(Arc::clone(postgres));
+        }
+        let given = self.options.database_url.as_deref();
+        let postgres = Arc::new(Postgres::start(given, self.options.fsync).await?);
+        self.postgres = Some(Arc::clone(&postgres));
+        Ok(postgres)
+    }
+
+    /// A broker without a past; the one before has ended, if nobody else holds it.
+    ///
+    /// # Errors
+    /// See [`Broker::start`].
+    pub async fn broker(&mut self, settings: &Settings) -> Result<Arc<Broker>, Error> {
+        let postgres = self.postgres().await?;
+        self.stop_broker();
+        let broker = Arc::new(Broker::start(&self.binary, &postgres, settings).await?);
+        self.broker = Some(Arc::clone(&broker));
+        Ok(broker)
+    }
+
+    /// Ends the broker, if nobody else holds it.
+    pub fn stop_broker(&mut self) {
+        self.broker = None;
+    }
+
+    /// The system, started afresh and ready for clients; ended when the stand is dropped, and the broker at the
+    /// latest when the next one starts.
+    ///
+    /// # Errors
+    /// It is not installed, or does not start.
+    pub async fn stand(
+        &mut self,
+        system: System,
+        transport: Option<Transport>,
+        settings: &Settings,
+    ) -> Result<Stand, Error> {
+        Stand::start(self, system, transport, settings).await
+    }
+
+    /// Ends everything and, on a server that was given, removes what was made there.
+    ///
+    /// # Errors
+    /// The server went away.
+    pub async fn end(mut self) -> Result<(), Error> {
+        let file = self.broker.as_ref().map(|broker| broker.file().to_owned());
+        let Some(postgres) = self.postgres.take() else { return Ok(()) };
+        if postgres.server().is_none() && file.is_some() {
+            // Its directory goes with it, so teardown gets a file of its own.
+            let dir = process::make_dir()?;
+            let copy = dir.join("walcast.toml");
+            let name = postgres.name();
+            let text = format!("[source]\nslot = '{name}'\npublication = '{name}'\n");
+            std::fs::write(&copy, text).map_err(Error::of("cannot write a configuration"))?;
+            self.stop_broker();
+            let done = broker::take_down(&self.binary, &postgres, &copy).await;
+            let _ = std::fs::remove_dir_all(&dir);
+            done?;
+        }
+        self.stop_broker();
+        postgres.end().await
+    }
+}
+
+fn beside_us() -> Result<PathBuf, Error> {
+    let own = std::env::current_exe().map_err(Error::of("cannot tell where this program is"))?;
+    let mut dir = own.parent().unwrap_or_else(|| Path::new("."));
+    // Tests lie a directory below.
+    if dir.ends_with("deps") {
+        dir = dir.parent().unwrap_or(dir);
+    }
+    Ok(dir.join("walcast"))
+}
+
+/// Whether a program is on PATH.
+#[must_use]
+pub fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+async fn until_listening(address: SocketAddr, process: &Process, patience: Duration) -> Result<(), Error> {
+    let listening = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            tick.tick().await;
+            process.check()?;
+            if tokio::net::TcpStream::connect(address).await.is_ok() {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(patience, listening).await.unwrap_or_else(|_| {
+        let words = process.last_words();
+        Err(Error::failed(format!("nobody listens on {address} after {patience:?}: {words}")))
+    })
+}
