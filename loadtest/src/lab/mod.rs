@@ -22,6 +22,8 @@ pub use process::Process;
 pub use redis::Redis;
 pub use stand::Stand;
 
+use indicatif::ProgressBar;
+
 use crate::Error;
 use crate::report::{System, Transport};
 
@@ -52,6 +54,8 @@ pub struct Lab {
     /// The broker comes before its database, for it ends in this order.
     broker: Option<Arc<Broker>>,
     postgres: Option<Arc<Postgres>>,
+    progress: ProgressBar,
+    notes: Vec<String>,
 }
 
 impl Lab {
@@ -72,7 +76,32 @@ impl Lab {
             return Err(Error::missing(message));
         }
         let files_max = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
-        Ok(Self { options, binary, files_max, broker: None, postgres: None })
+        let progress = ProgressBar::hidden();
+        Ok(Self { options, binary, files_max, broker: None, postgres: None, progress, notes: Vec::new() })
+    }
+
+    /// Where to show what is being done.
+    pub fn show(&mut self, progress: ProgressBar) {
+        self.progress = progress;
+    }
+
+    /// Says what is being done, for as long as it is.
+    pub fn doing(&self, what: impl Into<String>) {
+        self.progress.set_message(what.into());
+    }
+
+    /// What a reader of the report must know; once.
+    pub fn note(&mut self, note: impl Into<String>) {
+        let note = note.into();
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    /// All notes.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The broker's program.
@@ -85,6 +114,31 @@ impl Lab {
     #[must_use]
     pub fn clients_max(&self) -> u64 {
         self.files_max.saturating_sub(200)
+    }
+
+    /// How many of `clients` the system can have at a time; notes where that is fewer.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn clients_for(&mut self, system: System, clients: u64) -> Result<usize, Error> {
+        let files = self.clients_max();
+        if clients > files {
+            self.note(format!(
+                "{clients} clients became {files}: a process may open {} files here (ulimit -Hn)",
+                self.files_max
+            ));
+        }
+        let mut possible = usize::try_from(clients.min(files)).unwrap_or(usize::MAX);
+        if system == System::Listen {
+            let sessions = self.postgres().await?.listeners_max().await?;
+            if possible > sessions {
+                self.note(format!(
+                    "LISTEN needs a session for each client: {sessions} of {possible} (max_connections)"
+                ));
+                possible = sessions;
+            }
+        }
+        Ok(possible)
     }
 
     /// The database.
@@ -107,15 +161,17 @@ impl Lab {
     /// See [`Broker::start`].
     pub async fn broker(&mut self, settings: &Settings) -> Result<Arc<Broker>, Error> {
         let postgres = self.postgres().await?;
-        self.stop_broker();
+        self.stop_broker().await;
         let broker = Arc::new(Broker::start(&self.binary, &postgres, settings).await?);
         self.broker = Some(Arc::clone(&broker));
         Ok(broker)
     }
 
     /// Ends the broker, if nobody else holds it.
-    pub fn stop_broker(&mut self) {
-        self.broker = None;
+    pub async fn stop_broker(&mut self) {
+        let broker = self.broker.take();
+        // Ending a process blocks. That the task fails would only mean that it panicked.
+        let _ = tokio::task::spawn_blocking(move || drop(broker)).await;
     }
 
     /// The system, started afresh and ready for clients; ended when the stand is dropped, and the broker at the
@@ -146,12 +202,12 @@ impl Lab {
             let name = postgres.name();
             let text = format!("[source]\nslot = '{name}'\npublication = '{name}'\n");
             std::fs::write(&copy, text).map_err(Error::of("cannot write a configuration"))?;
-            self.stop_broker();
+            self.stop_broker().await;
             let done = broker::take_down(&self.binary, &postgres, &copy).await;
             let _ = std::fs::remove_dir_all(&dir);
             done?;
         }
-        self.stop_broker();
+        self.stop_broker().await;
         postgres.end().await
     }
 }

@@ -2,7 +2,7 @@
 //! that walcast and its peers are played by the same lines.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Broker, Lab, Nginx, Postgres, Redis, Settings, usage};
 use crate::Error;
@@ -164,6 +164,21 @@ impl Stand {
             Server::Walcast(broker, postgres) => Some(broker.cpu() + postgres.cpu()?),
             _ => self.cpu(),
         }
+    }
+
+    /// Cores that [`cpu`](Self::cpu) takes over the next `window`.
+    pub async fn load(&self, window: Duration) -> Option<f64> {
+        let (before, began) = (self.cpu()?, Instant::now());
+        tokio::time::sleep(window).await;
+        Some(self.cpu()?.saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64())
+    }
+
+    /// Cores that [`cpu_with_database`](Self::cpu_with_database) takes over the next `window`.
+    pub async fn load_with_database(&self, window: Duration) -> Option<f64> {
+        let (before, began) = (self.cpu_with_database()?, Instant::now());
+        tokio::time::sleep(window).await;
+        let used = self.cpu_with_database()?.saturating_sub(before);
+        Some(used.as_secs_f64() / began.elapsed().as_secs_f64())
     }
 
     fn pid(&self) -> Option<u32> {

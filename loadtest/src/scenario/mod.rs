@@ -7,6 +7,12 @@ use crate::Error;
 use crate::lab::{Lab, Stand};
 use crate::report::{Checks, Latency, Run, Scenario, System, Transport};
 
+pub mod arrive;
+pub mod fanout;
+pub mod idle;
+pub mod storm;
+pub mod wake;
+
 /// How much of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -23,11 +29,56 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `quick` events where that is asked for, else `full`.
+    /// `quick` where that is asked for, else `full`.
     #[must_use]
-    pub fn events(&self, quick: u32, full: u32) -> u32 {
+    pub fn amount<T>(&self, quick: T, full: T) -> T {
         if self.quick { quick } else { full }
     }
+
+    /// Everything that waiting clients are played against: walcast's transports, then the peers.
+    fn systems(&self) -> Vec<(System, Option<Transport>)> {
+        let ours = self.transports.iter().map(|transport| (System::Walcast, Some(*transport)));
+        let ws = self.transports.contains(&Transport::Ws);
+        let way = if ws { Transport::Ws } else { Transport::Sse };
+        let peers = self.peers.iter().filter_map(|peer| match peer {
+            System::Nchan => Some((*peer, Some(way))),
+            System::Listen | System::Redis => Some((*peer, None)),
+            System::Walcast | System::Recvlogical | System::Postgres => None,
+        });
+        ours.chain(peers).collect()
+    }
+
+    /// Which runs there are: for each number of clients all systems side by side, so that they meet the
+    /// machine in the same mood. Numbers that a system cannot hold are cut down, and told.
+    async fn runs(&self, lab: &mut Lab) -> Result<Vec<(System, Option<Transport>, usize)>, Error> {
+        let mut runs = Vec::new();
+        for clients in &self.clients {
+            for (system, transport) in self.systems() {
+                let clients = lab.clients_for(system, *clients).await?;
+                let run = (system, transport, clients);
+                if !runs.contains(&run) {
+                    runs.push(run);
+                }
+            }
+        }
+        Ok(runs)
+    }
+}
+
+/// The topic of a client that has one of its own.
+fn own_topic(client: usize) -> String {
+    format!("{OWN}{client}")
+}
+
+/// What the topics of clients with one of their own begin with.
+const OWN: &str = "lt/";
+/// The topic of all, where they share one.
+const SHARED: &str = "lt/all";
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A run being made.
@@ -40,12 +91,12 @@ pub struct Draft {
 impl Draft {
     /// Begins now.
     #[must_use]
-    pub fn new(scenario: Scenario, stand: &Stand, clients: u64) -> Self {
+    pub fn new(scenario: Scenario, system: System, transport: Option<Transport>, clients: usize) -> Self {
         let run = Run {
             scenario,
-            system: stand.system(),
-            transport: stand.transport(),
-            clients,
+            system,
+            transport,
+            clients: clients as u64,
             label: None,
             figures: BTreeMap::new(),
             latency: None,
@@ -53,6 +104,12 @@ impl Draft {
             seconds: 0.0,
         };
         Self { run, began: Instant::now() }
+    }
+
+    /// Begins now, with clients of a stand.
+    #[must_use]
+    pub fn at(scenario: Scenario, stand: &Stand, clients: usize) -> Self {
+        Self::new(scenario, stand.system(), stand.transport(), clients)
     }
 
     /// Tells it from others.
@@ -82,6 +139,14 @@ impl Draft {
 /// # Errors
 /// Something that it needs is missing, or failed.
 pub async fn play(scenario: Scenario, lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    let _ = (lab, plan);
-    Err(Error::usage(format!("{scenario} is not there yet")))
+    match scenario {
+        Scenario::Idle => idle::play(lab, plan).await,
+        Scenario::Wake => wake::play(lab, plan).await,
+        Scenario::Storm => storm::play(lab, plan).await,
+        Scenario::Fanout => fanout::play(lab, plan).await,
+        Scenario::Arrive => arrive::play(lab, plan).await,
+        Scenario::Commit | Scenario::Ingest | Scenario::Slow | Scenario::Stall | Scenario::Churn => {
+            Err(Error::usage(format!("{scenario} is not part of this build")))
+        }
+    }
 }

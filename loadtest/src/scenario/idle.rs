@@ -1,0 +1,90 @@
+//! Memory and CPU of clients that wait, and memory again once a burst of events has gone out to all of them.
+//!
+//! The broker keeps next to no history here, so that what is measured is the waiters' own.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Draft, OWN, Plan, own_topic};
+use crate::Error;
+use crate::lab::{Lab, Settings};
+use crate::latency::{Clock, Sent};
+use crate::publish::Topics;
+use crate::report::{Run, Scenario, System, Transport, figure};
+
+/// Long enough for what a connect leaves behind to be freed.
+const SETTLE: Duration = Duration::from_secs(2);
+/// The shortest time over which CPU means something: every stream beats within it, or nearly.
+const CPU_SECONDS_MIN: u64 = 20;
+/// How long nothing may come of a burst.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Plays it.
+///
+/// # Errors
+/// A server does not start, or clients fail.
+pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
+    lab.note("idle: the broker keeps 1 s or 1 MiB of history, so that waiters are measured and not history");
+    let mut runs = Vec::new();
+    for (system, transport, clients) in plan.runs(lab).await? {
+        runs.push(one(lab, plan, system, transport, clients).await?);
+    }
+    Ok(runs)
+}
+
+async fn one(
+    lab: &mut Lab,
+    plan: &Plan,
+    system: System,
+    transport: Option<Transport>,
+    clients: usize,
+) -> Result<Run, Error> {
+    let settings = Settings {
+        history_age: Some(Duration::from_secs(1)),
+        history_bytes: Some(1 << 20),
+        ..Settings::clients(clients)
+    };
+    let stand = lab.stand(system, transport, &settings).await?;
+    let mut publisher = stand.publisher().await?;
+    let mut draft = Draft::at(Scenario::Idle, &stand, clients);
+    let settle = plan.amount(SETTLE / 20, SETTLE);
+
+    sleep(settle).await;
+    let without = stand.memory_bytes();
+    lab.doing("clients arrive");
+    let rounds = plan.amount(2, 5);
+    let count = u32::try_from(clients).unwrap_or(u32::MAX);
+    let sent = Sent::new(Clock::default(), clients * rounds as usize);
+    let crowd = stand.crowd(sent.clock(), clients, own_topic);
+    stand.waiting(&crowd).await?;
+    sleep(settle).await;
+    let per_client = |bytes: Option<u64>| Some((bytes? as f64 - without? as f64) / clients as f64);
+    if let Some(bytes) = per_client(stand.memory_bytes()) {
+        draft.figure(figure::MEMORY_PER_CLIENT_BYTES, bytes);
+    }
+
+    lab.doing("all wait");
+    let window = Duration::from_secs(plan.amount(1, plan.seconds.max(CPU_SECONDS_MIN)));
+    if let Some(load) = stand.load(window).await {
+        draft.figure(figure::CPU_PERCENT, load * 100.0);
+    }
+
+    lab.doing("a burst to all");
+    for round in 0..rounds {
+        let first = round * count;
+        publisher.burst(Topics::Each(OWN, first), first..first + count, &sent).await?;
+        crowd.until_delivered(u64::from(first + count), QUIET).await;
+    }
+    // What the burst was read from leaves the history within its age.
+    sleep(plan.amount(SETTLE / 20, SETTLE * 2)).await;
+    if let Some(bytes) = per_client(stand.memory_bytes()) {
+        draft.figure(figure::MEMORY_PER_CLIENT_AFTER_BURST_BYTES, bytes);
+    }
+    if let Some(bytes) = stand.memory_bytes() {
+        draft.figure(figure::MEMORY_BYTES, bytes as f64);
+    }
+    let received = crowd.finish().await;
+    let checks = received.judge(|client| (0..rounds).map(move |round| round * count + client as u32));
+    Ok(draft.end(checks, received.latencies(&sent).summary()))
+}
