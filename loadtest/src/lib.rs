@@ -11,12 +11,14 @@
 //! Everything is bounded in count and time and talks to loopback, or to the database it was given. What it
 //! started it ends, by process id; in a database it was given it leaves nothing behind.
 
+pub mod args;
 pub mod client;
 pub mod error;
 pub mod lab;
 pub mod latency;
 pub mod publish;
 pub mod report;
+pub mod run;
 pub mod scenario;
 pub mod verify;
 

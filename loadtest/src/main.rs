@@ -1,12 +1,92 @@
-//! The place of the load tester; until its scenarios arrive it points at `walcast demo`.
+//! `walcast-loadtest`: arguments, one call, the report, an exit code.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::Parser as _;
+use walcast_loadtest::Error;
+use walcast_loadtest::args::Args;
+use walcast_loadtest::report::summary::summarise;
+use walcast_loadtest::report::targets::{Verdict, judge};
+use walcast_loadtest::report::{Report, Scenario, html, table};
+use walcast_loadtest::run::{self, Options};
+
 fn main() -> ExitCode {
-    use std::io::Write as _;
-    let _ = writeln!(
-        std::io::stderr(),
-        "walcast-loadtest has no scenario in this release; `walcast demo` measures a small fleet"
-    );
-    ExitCode::from(64)
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    if args.list() {
+        let mut out = std::io::stdout();
+        for scenario in Scenario::ALL {
+            let _ = writeln!(out, "{scenario:8} {}", scenario.about());
+        }
+        return ExitCode::SUCCESS;
+    }
+    match args.options().and_then(|options| load(&args, &options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&error.message);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Runs, and writes what was found; whether all held.
+fn load(args: &Args, options: &Options) -> Result<bool, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(Error::of("cannot start"))?;
+    let (report, played) = runtime.block_on(run::run(options, interrupted()));
+    let mut out = std::io::stdout();
+    if !report.runs.is_empty() {
+        let _ = write!(out, "{}", table::render(&report));
+        write_files(args, &report)?;
+    }
+    played?;
+    let mut held = true;
+    for run in report.runs.iter().filter(|run| !run.checks.held()) {
+        held = false;
+        complain(&format!(
+            "{} {}: {} lost, {} repeated, {} out of order of {}",
+            run.scenario,
+            run.system,
+            run.checks.lost,
+            run.checks.duplicates,
+            run.checks.disordered,
+            run.checks.expected
+        ));
+    }
+    let outcomes = judge(&summarise(&report.runs));
+    let missed = outcomes.iter().any(|outcome| matches!(outcome.verdict, Verdict::Missed(_)));
+    Ok(held && !(args.check && missed))
+}
+
+fn write_files(args: &Args, report: &Report) -> Result<(), Error> {
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).map_err(Error::of(&format!("cannot write {}", path.display())))
+    };
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(report).map_err(Error::of("cannot write the report"))?;
+        write(path, text + "\n")?;
+    }
+    if let Some(path) = &args.html {
+        write(path, html::render(report))?;
+    }
+    Ok(())
+}
+
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without a handler the signal ends us by itself, and the guards clean up.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "walcast-loadtest: {message}");
 }

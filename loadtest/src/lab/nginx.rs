@@ -26,15 +26,18 @@ pub struct Nginx {
 }
 
 impl Nginx {
+    /// What to do where it, or its module, is not installed.
+    #[must_use]
+    pub fn missing() -> Option<Error> {
+        module().err()
+    }
+
     /// Starts it for so many clients.
     ///
     /// # Errors
     /// It or the module is not installed, or does not start.
     pub async fn start(clients: usize) -> Result<Self, Error> {
-        let module = MODULES.iter().map(PathBuf::from).find(|path| path.exists());
-        let (true, Some(module)) = (super::installed("nginx"), module) else {
-            return Err(Error::missing("nginx with nchan is not installed; run scripts/setup --bench"));
-        };
+        let module = module()?;
         let (dir, address) = (make_dir()?, free_address()?);
         let file = dir.join("nginx.conf");
         std::fs::write(&file, config(&dir, &module, address, clients))
@@ -68,6 +71,13 @@ impl Nginx {
         let line = text.lines().find_map(|line| line.strip_prefix("subscribers:"));
         Ok(line.and_then(|number| number.trim().parse().ok()).unwrap_or(0))
     }
+}
+
+fn module() -> Result<PathBuf, Error> {
+    let module = MODULES.iter().map(PathBuf::from).find(|path| path.exists());
+    module.filter(|_| super::installed("nginx")).ok_or_else(|| {
+        Error::missing("nginx with the module nchan is not installed; run scripts/setup --bench")
+    })
 }
 
 fn config(dir: &Path, module: &Path, address: SocketAddr, clients: usize) -> String {

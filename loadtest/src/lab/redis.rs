@@ -20,13 +20,20 @@ pub struct Redis {
 }
 
 impl Redis {
+    /// What to do where it is not installed.
+    #[must_use]
+    pub fn missing() -> Option<Error> {
+        let message = "redis-server is not on PATH; run scripts/setup --bench";
+        (!super::installed("redis-server")).then(|| Error::missing(message))
+    }
+
     /// Starts it for so many clients.
     ///
     /// # Errors
     /// It is not installed, or does not start.
     pub async fn start(clients: usize) -> Result<Self, Error> {
-        if !super::installed("redis-server") {
-            return Err(Error::missing("redis-server is not on PATH; run scripts/setup --bench"));
+        if let Some(error) = Self::missing() {
+            return Err(error);
         }
         let (dir, address) = (make_dir()?, free_address()?);
         let mut command = Command::new("redis-server");

@@ -49,6 +49,8 @@ pub mod label {
     pub const VISIBLE: &str = "visible";
     /// `wake`: events sent on as they come.
     pub const FAST: &str = "fast";
+    /// `storm`: all clients wait for one event, instead of each for one of its own.
+    pub const ONE_TOPIC: &str = "one topic";
     /// `commit`: a statement that tells nobody.
     pub const NOOP: &str = "no-op";
     /// `commit`: a bare `pg_logical_emit_message`.

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
 use crate::publish::Topics;
-use crate::report::{Checks, Run, Scenario, System, Transport, figure};
+use crate::report::{Run, Scenario, System, Transport, figure};
 
 /// How long nothing may come.
 const QUIET: Duration = Duration::from_secs(10);
@@ -47,7 +47,8 @@ async fn one(
     let messages = if shared { 1 } else { u32::try_from(clients).unwrap_or(u32::MAX) };
     let sent = Sent::new(Clock::default(), (messages * rounds) as usize);
     lab.doing("clients arrive");
-    let crowd = stand.crowd(sent.clock(), clients, |client| if shared { SHARED.into() } else { own_topic(client) });
+    let crowd =
+        stand.crowd(sent.clock(), clients, |client| if shared { SHARED.into() } else { own_topic(client) });
     stand.waiting(&crowd).await?;
 
     lab.doing("all are woken at once");
