@@ -344,10 +344,15 @@ async fn follow(
     dialect.hello(address, &mut reply);
     // What came of a message that is not whole.
     let mut carry = Vec::new();
-    let mut ready = false;
+    stream.write_all(&reply).await?;
+    // A long-poll is told nothing until there is something to tell.
+    let mut ready = matches!(dialect, Dialect::Poll(_));
+    if ready {
+        shared.became_ready();
+    }
     loop {
-        stream.write_all(&reply).await?;
         reply = hear(&mut stream, shared, number, &mut dialect, &mut carry, &mut ready).await?;
+        stream.write_all(&reply).await?;
     }
 }
 
