@@ -44,6 +44,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const CONNECTING_MAX: usize = 256;
 /// Clients from one source address; the kernel has about 28,000 ports for each.
 const PER_SOURCE: usize = 20_000;
+/// Room for what a stalled reader's system takes on its own.
+const STALLED_BYTES: u32 = 4096;
 /// How long one connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -312,6 +314,10 @@ pub fn answer(bytes: &[u8]) -> Result<Option<(u16, usize)>, Fault> {
 /// # Errors
 /// Nobody listens there, or ports or files have run out.
 pub async fn connect(number: usize, address: SocketAddr) -> Result<TcpStream, Fault> {
+    open(number, address, None).await
+}
+
+async fn open(number: usize, address: SocketAddr, receive_bytes: Option<u32>) -> Result<TcpStream, Fault> {
     let work = async {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if address.ip() == Ipv4Addr::LOCALHOST && number >= PER_SOURCE {
@@ -319,6 +325,9 @@ pub async fn connect(number: usize, address: SocketAddr) -> Result<TcpStream, Fa
             socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into())?;
         }
         socket.set_nodelay(true)?;
+        if let Some(bytes) = receive_bytes {
+            socket.set_recv_buffer_size(bytes)?;
+        }
         socket.connect(address).await
     };
     let refused = |why: String| Fault::new(format!("cannot connect to {address}: {why}"));
@@ -411,7 +420,8 @@ pub async fn stalled(target: &Target, number: usize, topic: &str) -> Result<TcpS
     };
     let mut hello = Vec::new();
     dialect.hello(address, &mut hello);
-    let mut stream = connect(number, address).await?;
+    // So that the little that its system takes for it is soon full.
+    let mut stream = open(number, address, Some(STALLED_BYTES)).await?;
     stream.write_all(&hello).await?;
     Ok(stream)
 }

@@ -87,23 +87,25 @@ impl Broker {
     /// # Errors
     /// The database does not fit, or the broker is not ready in time; the message ends with what it said.
     pub async fn start(binary: &Path, postgres: &Postgres, settings: &Settings) -> Result<Self, Error> {
-        let (http, admin) = (free_address()?, free_address()?);
-        let dir = make_dir()?;
-        let file = dir.join("walcast.toml");
-        std::fs::write(&file, settings.file(postgres.name(), http, admin))
-            .map_err(Error::of(&format!("cannot write {}", file.display())))?;
-        // From here on the directory goes with what `process` guards.
-        let command = command(binary, postgres.url(), &file, "serve");
+        let broker = Prepared::new(binary, postgres, settings)?;
         let session = postgres.session().await?;
         if !settings.ddl.is_empty() {
             session.batch_execute(&settings.ddl).await.map_err(Error::sql("prepare tables"))?;
         }
         session.close().await;
-        take_down(binary, postgres, &file).await?;
-        run(self::command(binary, postgres.url(), &file, "setup").arg("--accept-unbounded-wal")).await?;
-        let broker = Self { process: Process::start("walcast serve", &dir, &command)?, http, admin, file };
+        take_down(binary, postgres, &broker.file).await?;
+        run(command(binary, postgres.url(), &broker.file, "setup").arg("--accept-unbounded-wal")).await?;
+        let broker = broker.serve()?;
         broker.ready().await?;
         Ok(broker)
+    }
+
+    /// Starts on what an earlier broker set up and left, where that has come to, and does not wait.
+    ///
+    /// # Errors
+    /// No process can be made.
+    pub fn resume(binary: &Path, postgres: &Postgres, settings: &Settings) -> Result<Self, Error> {
+        Prepared::new(binary, postgres, settings)?.serve()
     }
 
     async fn ready(&self) -> Result<(), Error> {
@@ -167,6 +169,33 @@ impl Broker {
         self.process.check()?;
         let (_, text) = http::get(self.admin, "/metrics").await.map_err(Error::of("ask for metrics"))?;
         Ok(metric(&text, name))
+    }
+}
+
+/// A configuration in a directory of its own.
+struct Prepared {
+    http: SocketAddr,
+    admin: SocketAddr,
+    dir: PathBuf,
+    file: PathBuf,
+    serve: Command,
+}
+
+impl Prepared {
+    fn new(binary: &Path, postgres: &Postgres, settings: &Settings) -> Result<Self, Error> {
+        let (http, admin) = (free_address()?, free_address()?);
+        let dir = make_dir()?;
+        let file = dir.join("walcast.toml");
+        std::fs::write(&file, settings.file(postgres.name(), http, admin))
+            .map_err(Error::of(&format!("cannot write {}", file.display())))?;
+        let serve = command(binary, postgres.url(), &file, "serve");
+        Ok(Self { http, admin, dir, file, serve })
+    }
+
+    /// From here on the directory goes with the process.
+    fn serve(self) -> Result<Broker, Error> {
+        let process = Process::start("walcast serve", &self.dir, &self.serve)?;
+        Ok(Broker { process, http: self.http, admin: self.admin, file: self.file })
     }
 }
 

@@ -8,8 +8,14 @@ use crate::lab::{Lab, Stand};
 use crate::report::{Checks, Latency, Run, Scenario, System, Transport};
 
 pub mod arrive;
+pub mod churn;
+pub mod commit;
 pub mod fanout;
 pub mod idle;
+pub mod ingest;
+pub mod slow;
+pub mod stall;
+mod steady;
 pub mod storm;
 pub mod wake;
 
@@ -145,8 +151,10 @@ pub async fn play(scenario: Scenario, lab: &mut Lab, plan: &Plan) -> Result<Vec<
         Scenario::Storm => storm::play(lab, plan).await,
         Scenario::Fanout => fanout::play(lab, plan).await,
         Scenario::Arrive => arrive::play(lab, plan).await,
-        Scenario::Commit | Scenario::Ingest | Scenario::Slow | Scenario::Stall | Scenario::Churn => {
-            Err(Error::usage(format!("{scenario} is not part of this build")))
-        }
+        Scenario::Commit => commit::play(lab, plan).await,
+        Scenario::Ingest => ingest::play(lab, plan).await,
+        Scenario::Slow => slow::play(lab, plan).await,
+        Scenario::Stall => stall::play(lab, plan).await,
+        Scenario::Churn => churn::play(lab, plan).await,
     }
 }

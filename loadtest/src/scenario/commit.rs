@@ -1,0 +1,184 @@
+//! What publishing costs a transaction: {insert one row; statement} with each statement, against the same with
+//! a statement that does nothing. No broker runs meanwhile, and nobody listens.
+//!
+//! Slices are short, and each has no-ops right before and right after it, for the speed of a machine drifts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_postgres::Statement;
+use walcast::postgres::Session;
+
+use super::{Draft, Plan};
+use crate::Error;
+use crate::lab::{Lab, Postgres, Settings};
+use crate::report::figure::{self, label};
+use crate::report::{Checks, Run, Scenario, System};
+
+const DDL: &str = "drop table if exists loadtest_commit;
+    create table loadtest_commit (id bigint generated always as identity, method text)";
+
+/// A way to tell somebody.
+struct Method {
+    system: System,
+    name: &'static str,
+    statement: &'static str,
+}
+
+const NOOP: usize = 0;
+const METHODS: [Method; 4] = [
+    Method { system: System::Postgres, name: label::NOOP, statement: "select 1" },
+    Method {
+        system: System::Walcast,
+        name: label::MESSAGE,
+        statement: "select pg_logical_emit_message(true, 'plain', 'vm/x {}')",
+    },
+    Method {
+        system: System::Walcast,
+        name: label::PUBLISH,
+        statement: r#"select walcast.publish('vm/x', '{"a": 1}')"#,
+    },
+    Method { system: System::Listen, name: label::NOTIFY, statement: "select pg_notify('vm', 'x')" },
+];
+
+/// Plays it; the numbers of clients do not count, the methods are always all.
+///
+/// # Errors
+/// There are too few connections, or the server went away.
+pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
+    let (slice, rounds) = match plan.quick {
+        true => (Duration::from_millis(100), 1),
+        false => (Duration::from_secs(1), (plan.seconds / 2).clamp(3, 20)),
+    };
+    // Leaves the functions that publish, and a slot, and then goes out of the way.
+    lab.broker(&Settings { ddl: DDL.to_owned(), ..Settings::clients(0) }).await?;
+    lab.stop_broker();
+    let postgres = lab.postgres().await?;
+    let mut runs = Vec::new();
+    for count in if plan.quick { [8, 16] } else { [32, 64] } {
+        let room = postgres.listeners_max().await?;
+        if count > room {
+            return Err(Error::missing(format!(
+                "{count} writers need as many connections, and {room} are left; raise max_connections"
+            )));
+        }
+        let mut writers = Vec::new();
+        for _ in 0..count {
+            writers.push(Arc::new(Writer::connect(&postgres).await?));
+        }
+        write(&writers, NOOP, slice).await?;
+        for _ in 0..rounds {
+            runs.extend(round(&postgres, &writers, slice).await?);
+        }
+    }
+    Ok(runs)
+}
+
+async fn round(postgres: &Postgres, writers: &[Arc<Writer>], slice: Duration) -> Result<Vec<Run>, Error> {
+    let session = postgres.session().await?;
+    session.batch_execute("truncate loadtest_commit").await.map_err(Error::sql("begin a round"))?;
+    // Only a superuser may; without it a checkpoint may disturb one slice or another.
+    let _ = session.batch_execute("checkpoint").await;
+    let mut slices = vec![(NOOP, write(writers, NOOP, slice).await?)];
+    for method in 1..METHODS.len() {
+        slices.push((method, write(writers, method, slice).await?));
+        slices.push((NOOP, write(writers, NOOP, slice).await?));
+    }
+    let mut runs = Vec::new();
+    for (index, method) in METHODS.iter().enumerate() {
+        let own = slices.iter().filter(|(method, _)| *method == index);
+        let (mut commits, mut seconds) = (0, 0.0);
+        own.for_each(|(_, slice)| (commits, seconds) = (commits + slice.commits, seconds + slice.seconds));
+        let beside = slices.windows(3).find(|three| three[1].0 == index && index != NOOP);
+        let ratio = beside
+            .map_or(1.0, |three| three[1].1.speed() / f64::midpoint(three[0].1.speed(), three[2].1.speed()));
+        let mut draft = Draft::new(Scenario::Commit, method.system, None, writers.len()).label(method.name);
+        draft.figure(figure::TRANSACTIONS_PER_SECOND, commits as f64 / seconds);
+        draft.figure(figure::RATIO_TO_NOOP, ratio);
+        let mut run = draft.end(committed(&session, method.name, commits).await?, None);
+        run.seconds = seconds;
+        runs.push(run);
+    }
+    session.close().await;
+    Ok(runs)
+}
+
+/// What writers counted against the rows that are there.
+async fn committed(session: &Session, method: &str, commits: u64) -> Result<Checks, Error> {
+    let sql = "select count(*) from loadtest_commit where method = $1";
+    let row = session.query_one(sql, &[&method]).await.map_err(Error::sql("count rows"))?;
+    let rows = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+    Ok(Checks {
+        expected: commits,
+        delivered: rows.min(commits),
+        lost: commits.saturating_sub(rows),
+        duplicates: rows.saturating_sub(commits),
+        disordered: 0,
+    })
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slice {
+    commits: u64,
+    seconds: f64,
+}
+
+impl Slice {
+    fn speed(self) -> f64 {
+        self.commits as f64 / self.seconds
+    }
+}
+
+/// Lets all writers commit for a while.
+async fn write(writers: &[Arc<Writer>], method: usize, length: Duration) -> Result<Slice, Error> {
+    let began = Instant::now();
+    let until = began + length;
+    let mut tasks = JoinSet::new();
+    for writer in writers {
+        let writer = Arc::clone(writer);
+        tasks.spawn(async move {
+            let mut commits = 0_u64;
+            while Instant::now() < until {
+                writer.commit(method).await?;
+                commits += 1;
+            }
+            Ok(commits)
+        });
+    }
+    let mut commits = 0;
+    while let Some(done) = tasks.join_next().await {
+        let done: Result<u64, tokio_postgres::Error> = done.map_err(Error::of("a writer"))?;
+        commits += done.map_err(Error::sql("write"))?;
+    }
+    Ok(Slice { commits, seconds: began.elapsed().as_secs_f64() })
+}
+
+/// A connection, and what is prepared on it for each method.
+#[derive(Debug)]
+struct Writer {
+    session: Session,
+    methods: Vec<(Statement, Statement)>,
+}
+
+impl Writer {
+    async fn connect(postgres: &Postgres) -> Result<Self, Error> {
+        let session = postgres.session().await?;
+        let mut methods = Vec::new();
+        for method in &METHODS {
+            let insert = format!("insert into loadtest_commit (method) values ('{}')", method.name);
+            let insert = session.prepare(&insert).await.map_err(Error::sql("prepare a writer"))?;
+            let tell = session.prepare(method.statement).await.map_err(Error::sql("prepare a writer"))?;
+            methods.push((insert, tell));
+        }
+        Ok(Self { session, methods })
+    }
+
+    async fn commit(&self, method: usize) -> Result<(), tokio_postgres::Error> {
+        let Some((insert, tell)) = self.methods.get(method) else { return Ok(()) };
+        self.session.batch_execute("begin").await?;
+        self.session.execute(insert, &[]).await?;
+        self.session.query(tell, &[]).await?;
+        self.session.batch_execute("commit").await
+    }
+}

@@ -1,0 +1,144 @@
+//! What stalled readers do to good ones: clients that follow a steady stream, alone and beside others that have
+//! subscribed to the same and read nothing.
+//!
+//! The broker must hold little for a stalled reader, and cuts it once it has taken nothing for a while, so a
+//! slice is shorter than that.
+
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{interval, timeout};
+
+use super::steady::Steady;
+use super::{Draft, Plan};
+use crate::Error;
+use crate::client;
+use crate::lab::{Lab, Postgres, Settings, Stand};
+use crate::latency::{Clock, Latencies, Sent};
+use crate::report::figure::{self, label};
+use crate::report::{Run, Scenario, System, Transport};
+
+const TOPIC: &str = "slow";
+/// Large messages, in one transaction, after which whoever does not read has no room left.
+const FILL: u32 = 100;
+const FILL_BYTES: i32 = 4_000;
+/// Of the steady stream.
+const PER_SECOND: u32 = 50;
+/// Less than it takes until stalled readers are cut.
+const SECONDS_MAX: u64 = 8;
+/// What the broker may take for a connection: its state, and a page's worth of places in the history.
+const CONNECTION_BYTES: u64 = 64 << 10;
+/// The broker's default.
+const HISTORY_BYTES: u64 = 256 << 20;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Plays it; the numbers of clients do not count.
+///
+/// # Errors
+/// Clients cannot connect, or the broker went away.
+pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
+    let (good, stalled, rounds) = if plan.quick { (10, 20, 1) } else { (100, 1_000, 3) };
+    let mut runs = Vec::new();
+    for transport in &plan.transports {
+        let settings = Settings { history_bytes: Some(HISTORY_BYTES), ..Settings::clients(good + stalled) };
+        let stand = lab.stand(System::Walcast, Some(*transport), &settings).await?;
+        let postgres = lab.postgres().await?;
+        for _ in 0..rounds {
+            for stalled in [0, stalled] {
+                let slice =
+                    Slice { stand: &stand, postgres: &postgres, transport: *transport, good, stalled };
+                runs.push(slice.play(plan).await?);
+            }
+        }
+    }
+    Ok(runs)
+}
+
+struct Slice<'a> {
+    stand: &'a Stand,
+    postgres: &'a Postgres,
+    transport: Transport,
+    good: usize,
+    stalled: usize,
+}
+
+impl Slice<'_> {
+    async fn play(&self, plan: &Plan) -> Result<Run, Error> {
+        self.subscriptions(|count| count == 0).await?;
+        let name = if self.stalled > 0 { label::STALLED } else { label::GOOD };
+        let mut draft = Draft::at(Scenario::Slow, self.stand, self.good).label(name);
+        let before = self.stand.memory_bytes();
+        let seconds = if plan.quick { 1 } else { plan.seconds.clamp(2, SECONDS_MAX) };
+        let last = FILL + PER_SECOND * u32::try_from(seconds).unwrap_or(1);
+        let clock = Clock::default();
+        let sent = Sent::new(clock, last as usize);
+        let crowd = self.stand.crowd(clock, self.good, |_| TOPIC.to_owned());
+        self.stand.waiting(&crowd).await?;
+        let held = self.stall().await?;
+        self.subscriptions(|count| count >= (self.good + self.stalled) as u64).await?;
+        self.fill().await?;
+        let good = self.good as u64;
+        crowd.until_delivered(good * u64::from(FILL), PATIENCE).await;
+        let mut publisher = self.stand.publisher().await?;
+        let mut steady = Steady::new(PER_SECOND);
+        let mut peak = self.stand.memory_bytes();
+        for seq in FILL..last {
+            steady.one(&mut publisher, TOPIC, seq, &sent).await?;
+            if seq % PER_SECOND == 0 {
+                peak = self.stand.memory_bytes().max(peak);
+            }
+        }
+        crowd.until_delivered(good * u64::from(last), PATIENCE).await;
+        drop(held);
+        if let Some((before, peak)) = before.zip(peak) {
+            let connections = (self.good + self.stalled) as u64;
+            draft.figure(figure::MEMORY_PEAK_BYTES, peak as f64);
+            let allowed = before + HISTORY_BYTES + connections * CONNECTION_BYTES;
+            draft.figure(figure::MEMORY_ALLOWED_BYTES, allowed as f64);
+        }
+        let received = crowd.finish().await;
+        let mut latencies = Latencies::default();
+        for receipt in received.inboxes.iter().flat_map(|inbox| &inbox.receipts) {
+            // What filled the others up is not part of the stream.
+            if let Some(took) = sent.took(*receipt).filter(|_| receipt.seq >= FILL) {
+                latencies.add(took);
+            }
+        }
+        Ok(draft.end(received.judge(|_| 0..last), latencies.summary()))
+    }
+
+    /// Connects readers that have asked and read nothing.
+    async fn stall(&self) -> Result<Vec<TcpStream>, Error> {
+        let mut held = Vec::new();
+        for number in 0..self.stalled {
+            held.push(client::stalled(self.stand.target(), number, TOPIC).await?);
+        }
+        Ok(held)
+    }
+
+    async fn fill(&self) -> Result<(), Error> {
+        let session = self.postgres.session().await?;
+        let sql = "select count(walcast.publish($1, jsonb_build_object('seq', i, 'fill', repeat('x', $2))))
+                   from generate_series(0, $3::int8 - 1) i";
+        let filled = session.execute(sql, &[&TOPIC, &FILL_BYTES, &i64::from(FILL)]).await;
+        filled.map_err(Error::sql("publish large messages"))?;
+        session.close().await;
+        Ok(())
+    }
+
+    async fn subscriptions(&self, wanted: impl Fn(u64) -> bool) -> Result<(), Error> {
+        let Some(broker) = self.stand.broker() else { return Ok(()) };
+        let known = async {
+            let mut tick = interval(Duration::from_millis(10));
+            loop {
+                tick.tick().await;
+                if wanted(broker.metric("walcast_subscriptions").await? as u64) {
+                    return Ok(());
+                }
+            }
+        };
+        let transport = self.transport;
+        let late = || Error::failed(format!("{transport}: not all clients came or went within {PATIENCE:?}"));
+        timeout(PATIENCE, known).await.unwrap_or_else(|_| Err(late()))
+    }
+}
