@@ -128,8 +128,8 @@ impl Publisher {
     }
 
     /// Publishes messages at once: in one transaction, or in one go without waiting for answers between them.
-    /// Notes all as due when the server was asked, for a transaction its commit, and returns when that was
-    /// answered.
+    /// Notes all as due when the server was asked, for a transaction its commit. Answers once the server has
+    /// them all, with the instant from which they may be expected: the commit's return, or when it was asked.
     ///
     /// # Errors
     /// The server refused, or went away.
@@ -140,25 +140,27 @@ impl Publisher {
         sent: &Sent,
     ) -> Result<Instant, Error> {
         let due = |at: Instant| seqs.clone().for_each(|seq| sent.at(seq, at));
-        match self {
-            Self::Sql(sql) => sql.burst(topics, seqs.clone(), due).await?,
-            Self::Redis(raw) => {
-                let mut bytes = String::new();
-                seqs.clone().for_each(|seq| bytes += &redis_command(&topics.of(seq), &payload(seq)));
-                due(Instant::now());
-                raw.ask(bytes.as_bytes(), seqs.len(), redis_answers).await?;
+        let (raw, encode, answers): (_, fn(SocketAddr, &str, &str) -> String, Answers) = match self {
+            Self::Sql(sql) => {
+                sql.burst(topics, seqs.clone(), due).await?;
+                return Ok(Instant::now());
             }
-            Self::Nchan(raw) => {
-                let mut bytes = String::new();
-                let address = raw.address;
-                seqs.clone().for_each(|seq| bytes += &nchan_request(address, &topics.of(seq), &payload(seq)));
-                due(Instant::now());
-                raw.ask(bytes.as_bytes(), seqs.len(), nchan_answers).await?;
-            }
+            Self::Redis(raw) => (raw, |_, topic, payload| redis_command(topic, payload), redis_answers),
+            Self::Nchan(raw) => (raw, nchan_request, nchan_answers),
+        };
+        let mut bytes = String::new();
+        for seq in seqs.clone() {
+            bytes += &encode(raw.address, &topics.of(seq), &payload(seq));
         }
-        Ok(Instant::now())
+        let asked = Instant::now();
+        due(asked);
+        raw.ask(bytes.as_bytes(), seqs.len(), answers).await?;
+        Ok(asked)
     }
 }
+
+/// Takes whole answers off the front and says how many there were.
+type Answers = fn(&mut Vec<u8>) -> Result<usize, Error>;
 
 /// A session of Postgres that publishes.
 #[derive(Debug)]
@@ -214,14 +216,8 @@ impl Raw {
         Ok(Self { stream, address, heard: Vec::new() })
     }
 
-    /// Writes, and reads until `count` answers came; `answers` takes whole ones off the front and says how
-    /// many there were.
-    async fn ask(
-        &mut self,
-        bytes: &[u8],
-        count: usize,
-        answers: fn(&mut Vec<u8>) -> Result<usize, Error>,
-    ) -> Result<(), Error> {
+    /// Writes, and reads until `count` answers came.
+    async fn ask(&mut self, bytes: &[u8], count: usize, answers: Answers) -> Result<(), Error> {
         let what = format!("publish to {}", self.address);
         let (mut read, mut write) = self.stream.split();
         let heard = &mut self.heard;
@@ -294,7 +290,7 @@ mod tests {
 
     #[test]
     fn answers_are_counted_as_they_get_whole() {
-        let check = |answers: fn(&mut Vec<u8>) -> Result<usize, Error>, text: &str, count: usize| {
+        let check = |answers: Answers, text: &str, count: usize| {
             for cut in 0..text.len() {
                 let mut heard = text.as_bytes()[..cut].to_vec();
                 let first = answers(&mut heard).unwrap();

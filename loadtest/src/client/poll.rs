@@ -47,6 +47,17 @@ impl Poll {
     }
 
     pub(super) fn take(&mut self, bytes: &[u8], ear: &mut Ear<'_>) -> Result<usize, Fault> {
+        let mut at = 0;
+        loop {
+            match self.answer(&bytes[at..], ear)? {
+                0 => return Ok(at),
+                length => at += length,
+            }
+        }
+    }
+
+    /// Takes one answer; how long it was, or 0 if it is not whole.
+    fn answer(&mut self, bytes: &[u8], ear: &mut Ear<'_>) -> Result<usize, Fault> {
         let Some(head) = http::head(bytes)? else { return Ok(0) };
         let Body::Length(length) = head.body else {
             return Err(Fault::unexpected("an answer to a long-poll has no length", bytes));

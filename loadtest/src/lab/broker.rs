@@ -161,6 +161,22 @@ impl Broker {
         usage::memory_bytes(self.pid())
     }
 
+    /// Subscriptions right now. (The metric of that name is a second old.)
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn subscriptions(&self) -> Result<u64, Error> {
+        #[derive(serde::Deserialize)]
+        struct Readiness {
+            subscriptions: u64,
+        }
+        self.process.check()?;
+        let failed = "ask the broker how many wait";
+        let (_, text) = http::get(self.admin, "/readyz").await.map_err(Error::of(failed))?;
+        let readiness: Readiness = serde_json::from_str(&text).map_err(Error::of(failed))?;
+        Ok(readiness.subscriptions)
+    }
+
     /// A metric's value, summed over its labels; 0 where it has none yet.
     ///
     /// # Errors

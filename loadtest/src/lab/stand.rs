@@ -125,7 +125,7 @@ impl Stand {
             let mut tick = tokio::time::interval(LOOK);
             loop {
                 let waiting = match &self.server {
-                    Server::Walcast(broker, _) => broker.metric("walcast_subscriptions").await? as u64,
+                    Server::Walcast(broker, _) => broker.subscriptions().await?,
                     Server::Nginx(nginx) => nginx.subscribers().await?,
                     // Their clients were told.
                     Server::Postgres(_) | Server::Redis(_) => clients,

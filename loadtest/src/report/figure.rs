@@ -22,7 +22,7 @@ pub const BROKER_CPU_US_PER_EVENT: &str = "broker_cpu_us_per_event";
 pub const CPU_US_PER_DELIVERY: &str = "cpu_us_per_delivery";
 /// From the first to the last one received.
 pub const DELIVERIES_PER_SECOND: &str = "deliveries_per_second";
-/// From the return of the commit to the last client's receipt.
+/// From the return of the commit, or for peers from the publish call, to the last client's receipt.
 pub const COMMIT_TO_LAST_MS: &str = "commit_to_last_ms";
 /// From the first connect until all clients wait.
 pub const CONNECTIONS_PER_SECOND: &str = "connections_per_second";

@@ -1,0 +1,76 @@
+//! Every scenario once, with few clients, against servers of its own: it plays to its end, finds the figures
+//! that it is for, and nothing is lost.
+
+use walcast_loadtest::Error;
+use walcast_loadtest::lab::{self, Lab, Nginx, Redis};
+use walcast_loadtest::report::{Run, Scenario, System, Transport, figure};
+use walcast_loadtest::scenario::{self, Plan};
+
+/// The broker's program is built with the workspace's tests, not by these.
+fn lab() -> Option<Lab> {
+    match Lab::new(lab::Options { fsync: false, ..lab::Options::default() }) {
+        Ok(lab) => Some(lab),
+        Err(error) => {
+            println!("passed over: {error}");
+            None
+        }
+    }
+}
+
+async fn check(scenario: Scenario, figures: &[&str]) {
+    let Some(mut lab) = lab() else { return };
+    let mut peers = vec![System::Listen];
+    peers.extend(Redis::missing().is_none().then_some(System::Redis));
+    peers.extend(Nginx::missing().is_none().then_some(System::Nchan));
+    let plan = Plan {
+        clients: vec![7],
+        transports: Transport::ALL.to_vec(),
+        peers: peers.clone(),
+        seconds: 1,
+        quick: true,
+    };
+    let played: Result<Vec<Run>, Error> = scenario::play(scenario, &mut lab, &plan).await;
+    lab.end().await.unwrap();
+    let runs = played.unwrap();
+    for system in peers.iter().chain([&System::Walcast]) {
+        assert!(runs.iter().any(|run| run.system == *system), "{scenario} without {system}");
+    }
+    for transport in Transport::ALL {
+        let played = |run: &Run| run.system == System::Walcast && run.transport == Some(transport);
+        assert!(runs.iter().any(played), "{scenario} without {transport}");
+    }
+    for run in &runs {
+        assert_eq!(run.clients, 7, "{run:?}");
+        assert!(run.checks.held() && run.checks.expected > 0, "{run:?}");
+        assert_eq!(run.checks.delivered, run.checks.expected, "{run:?}");
+        assert!(run.latency.as_ref().is_some_and(|latency| latency.count > 0), "{run:?}");
+        for name in figures {
+            assert!(run.figures.get(*name).is_some_and(|value| value.is_finite()), "{name}: {run:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle() {
+    check(Scenario::Idle, &[figure::MEMORY_PER_CLIENT_BYTES, figure::CPU_PERCENT]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wake() {
+    check(Scenario::Wake, &[figure::CPU_US_PER_EVENT]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storm() {
+    check(Scenario::Storm, &[figure::COMMIT_TO_LAST_MS, figure::CPU_US_PER_DELIVERY]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fanout() {
+    check(Scenario::Fanout, &[figure::DELIVERIES_PER_SECOND, figure::CPU_US_PER_DELIVERY]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arrive() {
+    check(Scenario::Arrive, &[figure::CONNECTIONS_PER_SECOND]).await;
+}
