@@ -17,26 +17,24 @@ fn lab() -> Option<Lab> {
     }
 }
 
-async fn check(scenario: Scenario, figures: &[&str]) {
-    let Some(mut lab) = lab() else { return };
+async fn check(lab: &mut Lab, scenario: Scenario, transports: &[Transport], figures: &[&str]) {
     let mut peers = vec![System::Listen];
     peers.extend(Redis::missing().is_none().then_some(System::Redis));
     peers.extend(Nginx::missing().is_none().then_some(System::Nchan));
     let plan = Plan {
         clients: vec![7],
-        transports: Transport::ALL.to_vec(),
+        transports: transports.to_vec(),
         peers: peers.clone(),
         seconds: 1,
         quick: true,
     };
-    let played: Result<Vec<Run>, Error> = scenario::play(scenario, &mut lab, &plan).await;
-    lab.end().await.unwrap();
+    let played: Result<Vec<Run>, Error> = scenario::play(scenario, lab, &plan).await;
     let runs = played.unwrap();
-    for system in peers.iter().chain([&System::Walcast]) {
+    for system in &peers {
         assert!(runs.iter().any(|run| run.system == *system), "{scenario} without {system}");
     }
-    for transport in Transport::ALL {
-        let played = |run: &Run| run.system == System::Walcast && run.transport == Some(transport);
+    for transport in transports {
+        let played = |run: &Run| run.system == System::Walcast && run.transport == Some(*transport);
         assert!(runs.iter().any(played), "{scenario} without {transport}");
     }
     for run in &runs {
@@ -50,27 +48,16 @@ async fn check(scenario: Scenario, figures: &[&str]) {
     }
 }
 
+/// One after the other in one lab, as a user plays them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle() {
-    check(Scenario::Idle, &[figure::MEMORY_PER_CLIENT_BYTES, figure::CPU_PERCENT]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wake() {
-    check(Scenario::Wake, &[figure::CPU_US_PER_EVENT]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn storm() {
-    check(Scenario::Storm, &[figure::COMMIT_TO_LAST_MS, figure::CPU_US_PER_DELIVERY]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fanout() {
-    check(Scenario::Fanout, &[figure::DELIVERIES_PER_SECOND, figure::CPU_US_PER_DELIVERY]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn arrive() {
-    check(Scenario::Arrive, &[figure::CONNECTIONS_PER_SECOND]).await;
+async fn every_scenario_of_waiting_clients() {
+    let Some(mut lab) = lab() else { return };
+    let all = &Transport::ALL;
+    check(&mut lab, Scenario::Idle, all, &[figure::MEMORY_PER_CLIENT_BYTES, figure::CPU_PERCENT]).await;
+    check(&mut lab, Scenario::Wake, &[Transport::Poll], &[figure::CPU_US_PER_EVENT]).await;
+    check(&mut lab, Scenario::Storm, &[Transport::Sse], &[figure::COMMIT_TO_LAST_MS]).await;
+    let figures = [figure::DELIVERIES_PER_SECOND, figure::CPU_US_PER_DELIVERY];
+    check(&mut lab, Scenario::Fanout, &[Transport::Ws], &figures).await;
+    check(&mut lab, Scenario::Arrive, &[Transport::Ws], &[figure::CONNECTIONS_PER_SECOND]).await;
+    lab.end().await.unwrap();
 }
