@@ -60,9 +60,9 @@ pub mod label {
     /// `commit`: what walcast replaces.
     pub const NOTIFY: &str = "pg_notify";
     /// `slow`: the good readers alone.
-    pub const GOOD: &str = "good";
+    pub const GOOD: &str = "alone";
     /// `slow`: the good readers beside stalled ones.
-    pub const STALLED: &str = "stalled";
+    pub const STALLED: &str = "beside stalled ones";
     /// `stall`: the huge transaction's table is published.
     pub const PUBLISHED: &str = "published";
     /// `stall`: it is not.

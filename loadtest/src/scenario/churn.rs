@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Draft, Plan, steady};
 use crate::Error;
 use crate::client::{Dialect, Ear, Fault, Inbox, Received, Target, connect, poll, sse, ws};
-use crate::lab::{Lab, Settings, Stand};
+use crate::lab::{Lab, Settings, Stand, http};
 use crate::latency::{Clock, Sent};
 use crate::report::figure;
 use crate::report::{Run, Scenario, System, Transport};
@@ -40,6 +40,7 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
             // A connection that was given up is there until the broker notices.
             let settings = Settings::clients(clients * 2);
             let stand = lab.stand(System::Walcast, Some(*transport), &settings).await?;
+            lab.doing("clients come and go");
             runs.push(churn(&stand, *transport, clients, plan).await?);
         }
     }
@@ -51,8 +52,8 @@ struct Field {
     target: Target,
     transport: Transport,
     clock: Clock,
-    /// Clients that have a cursor.
-    begun: AtomicU64,
+    /// Where all clients begin.
+    cursor: String,
     delivered: AtomicU64,
     connections: AtomicU64,
     answers: AtomicU64,
@@ -69,7 +70,7 @@ async fn churn(stand: &Stand, transport: Transport, clients: usize, plan: &Plan)
         target: stand.target().clone(),
         transport,
         clock,
-        begun: AtomicU64::new(0),
+        cursor: cursor(stand).await?,
         delivered: AtomicU64::new(0),
         connections: AtomicU64::new(0),
         answers: AtomicU64::new(0),
@@ -81,7 +82,6 @@ async fn churn(stand: &Stand, transport: Transport, clients: usize, plan: &Plan)
         let field = Arc::clone(&field);
         tasks.spawn(async move { (number, client(&field, number).await) });
     }
-    until(|| field.begun.load(Ordering::Relaxed) >= clients as u64).await;
     let began = Instant::now();
     let count = u32::try_from(clients).unwrap_or(u32::MAX);
     let topic = |seq: u32| topic((seq % count) as usize);
@@ -103,6 +103,16 @@ async fn churn(stand: &Stand, transport: Transport, clients: usize, plan: &Plan)
     Ok(draft.end(received.judge(due), received.latencies(&sent).summary()))
 }
 
+/// The place where the broker's order has come to.
+async fn cursor(stand: &Stand) -> Result<String, Error> {
+    let Target::Walcast(address, _) = stand.target() else { return Ok(String::new()) };
+    let path = format!("/v1/events?topic={}&wait=0", topic(0));
+    let (_, body) = http::get(*address, &path).await.map_err(Error::of("ask for a cursor"))?;
+    let rest = body.split_once(r#""cursor":""#).map(|(_, rest)| rest);
+    let cursor = rest.and_then(|rest| rest.split_once('"')).map(|(cursor, _)| cursor.to_owned());
+    cursor.ok_or_else(|| Error::failed(format!("no cursor in the broker's answer: {body}")))
+}
+
 fn topic(number: usize) -> String {
     format!("churn/{number}")
 }
@@ -120,7 +130,7 @@ async fn until(condition: impl Fn() -> bool) {
 
 /// One client, over all its connections.
 async fn client(field: &Field, number: usize) -> Result<Inbox, Fault> {
-    let mut inbox = Inbox::default();
+    let mut inbox = Inbox { cursor: Some(field.cursor.clone()), ..Inbox::default() };
     let mut buffer = vec![0; READ_BYTES];
     while !field.over.load(Ordering::Relaxed) {
         let (kept, away) = {
@@ -128,12 +138,7 @@ async fn client(field: &Field, number: usize) -> Result<Inbox, Fault> {
             (random.random_range(KEPT), random.random_range(AWAY))
         };
         let until = Instant::now() + Duration::from_millis(kept);
-        let had = inbox.cursor.is_some();
-        // A client without a cursor has no place to come back to, so it stays until it has one.
-        stay(field, number, &mut inbox, had.then_some(until), &mut buffer).await?;
-        if !had {
-            field.begun.fetch_add(1, Ordering::Relaxed);
-        }
+        stay(field, number, &mut inbox, until, &mut buffer).await?;
         field.connections.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(away)).await;
     }
@@ -145,7 +150,7 @@ async fn stay(
     field: &Field,
     number: usize,
     inbox: &mut Inbox,
-    until: Option<Instant>,
+    until: Instant,
     buffer: &mut [u8],
 ) -> Result<(), Fault> {
     let Target::Walcast(address, _) = field.target else { return Ok(()) };
@@ -154,15 +159,8 @@ async fn stay(
     let (mut reply, mut carry) = (Vec::new(), Vec::new());
     dialect.hello(address, &mut reply);
     loop {
-        let write = stream.write_all(&reply);
-        write.await?;
-        let limit = until.unwrap_or_else(|| Instant::now() + PATIENCE);
-        let Ok(read) = timeout_at(limit, stream.read(buffer)).await else {
-            return match until {
-                Some(_) => Ok(()),
-                None => Err(Fault::new(format!("no cursor within {PATIENCE:?}"))),
-            };
-        };
+        stream.write_all(&reply).await?;
+        let Ok(read) = timeout_at(until, stream.read(buffer)).await else { return Ok(()) };
         let read = read?;
         if read == 0 {
             return Err(Fault::new("the server closed the connection"));
@@ -175,9 +173,6 @@ async fn stay(
         field.delivered.fetch_add(fresh as u64, Ordering::Relaxed);
         if !reply.is_empty() {
             field.answers.fetch_add(1, Ordering::Relaxed);
-        }
-        if until.is_none() && inbox.cursor.is_some() {
-            return Ok(());
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::lab::{Lab, Postgres, Settings};
 use crate::report::figure::{self, label};
 use crate::report::{Checks, Run, Scenario, System};
 
-const DDL: &str = "drop table if exists loadtest_commit;
-    create table loadtest_commit (id bigint generated always as identity, method text)";
+const DDL: &str = "drop table if exists public.loadtest_commit;
+    create table public.loadtest_commit (id bigint generated always as identity, method text)";
 
 /// A way to tell somebody.
 struct Method {
@@ -42,7 +42,7 @@ const METHODS: [Method; 4] = [
     Method { system: System::Listen, name: label::NOTIFY, statement: "select pg_notify('vm', 'x')" },
 ];
 
-/// Plays it; the numbers of clients do not count, the methods are always all.
+/// Plays it with each number of writers; `pg_notify` only where LISTEN is a peer.
 ///
 /// # Errors
 /// There are too few connections, or the server went away.
@@ -53,10 +53,14 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     };
     // Leaves the functions that publish, and a slot, and then goes out of the way.
     lab.broker(&Settings { ddl: DDL.to_owned(), ..Settings::clients(0) }).await?;
-    lab.stop_broker();
+    lab.stop_broker().await;
     let postgres = lab.postgres().await?;
     let mut runs = Vec::new();
-    for count in if plan.quick { [8, 16] } else { [32, 64] } {
+    let notify = plan.peers.contains(&System::Listen);
+    let methods: Vec<usize> =
+        (1..METHODS.len()).filter(|method| notify || METHODS[*method].system != System::Listen).collect();
+    for count in &plan.clients {
+        let count = usize::try_from(*count).unwrap_or(usize::MAX);
         let room = postgres.listeners_max().await?;
         if count > room {
             return Err(Error::missing(format!(
@@ -67,26 +71,33 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
         for _ in 0..count {
             writers.push(Arc::new(Writer::connect(&postgres).await?));
         }
+        lab.doing(format!("{count} writers commit"));
         write(&writers, NOOP, slice).await?;
         for _ in 0..rounds {
-            runs.extend(round(&postgres, &writers, slice).await?);
+            runs.extend(round(&postgres, &writers, &methods, slice).await?);
         }
     }
     Ok(runs)
 }
 
-async fn round(postgres: &Postgres, writers: &[Arc<Writer>], slice: Duration) -> Result<Vec<Run>, Error> {
+async fn round(
+    postgres: &Postgres,
+    writers: &[Arc<Writer>],
+    methods: &[usize],
+    slice: Duration,
+) -> Result<Vec<Run>, Error> {
     let session = postgres.session().await?;
-    session.batch_execute("truncate loadtest_commit").await.map_err(Error::sql("begin a round"))?;
+    session.batch_execute("truncate public.loadtest_commit").await.map_err(Error::sql("begin a round"))?;
     // Only a superuser may; without it a checkpoint may disturb one slice or another.
     let _ = session.batch_execute("checkpoint").await;
     let mut slices = vec![(NOOP, write(writers, NOOP, slice).await?)];
-    for method in 1..METHODS.len() {
-        slices.push((method, write(writers, method, slice).await?));
+    for method in methods {
+        slices.push((*method, write(writers, *method, slice).await?));
         slices.push((NOOP, write(writers, NOOP, slice).await?));
     }
     let mut runs = Vec::new();
-    for (index, method) in METHODS.iter().enumerate() {
+    for index in [NOOP].iter().chain(methods).copied() {
+        let method = &METHODS[index];
         let own = slices.iter().filter(|(method, _)| *method == index);
         let (mut commits, mut seconds) = (0, 0.0);
         own.for_each(|(_, slice)| (commits, seconds) = (commits + slice.commits, seconds + slice.seconds));
@@ -106,7 +117,7 @@ async fn round(postgres: &Postgres, writers: &[Arc<Writer>], slice: Duration) ->
 
 /// What writers counted against the rows that are there.
 async fn committed(session: &Session, method: &str, commits: u64) -> Result<Checks, Error> {
-    let sql = "select count(*) from loadtest_commit where method = $1";
+    let sql = "select count(*) from public.loadtest_commit where method = $1";
     let row = session.query_one(sql, &[&method]).await.map_err(Error::sql("count rows"))?;
     let rows = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
     Ok(Checks {
@@ -166,7 +177,7 @@ impl Writer {
         let session = postgres.session().await?;
         let mut methods = Vec::new();
         for method in &METHODS {
-            let insert = format!("insert into loadtest_commit (method) values ('{}')", method.name);
+            let insert = format!("insert into public.loadtest_commit (method) values ('{}')", method.name);
             let insert = session.prepare(&insert).await.map_err(Error::sql("prepare a writer"))?;
             let tell = session.prepare(method.statement).await.map_err(Error::sql("prepare a writer"))?;
             methods.push((insert, tell));

@@ -16,8 +16,8 @@ use crate::lab::{Broker, Lab, Postgres, Settings, installed, usage};
 use crate::report::figure;
 use crate::report::{Checks, Run, Scenario, System};
 
-const DDL: &str = "drop table if exists loadtest_ingest;
-    create table loadtest_ingest (id bigint primary key, shard int not null, payload text not null)";
+const DDL: &str = "drop table if exists public.loadtest_ingest;
+    create table public.loadtest_ingest (id bigint primary key, shard int not null, payload text not null)";
 const RULES: &str = "[[table]]\nname = 'public.loadtest_ingest'\ntopic = 'ingest/{shard}'\n";
 /// Rows of one transaction.
 const TRANSACTION: u32 = 100;
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// The server went away, or the log is not read to its end.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let rows = plan.amount(20_000, 1_000_000);
-    let rounds = plan.amount(1, 3);
+    let rounds = plan.amount(1, (plan.seconds / 2).clamp(1, 10));
     let settings = Settings {
         ddl: DDL.to_owned(),
         rules: RULES.to_owned(),
@@ -41,17 +41,20 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     };
     // Makes the slot and the publication; the log is kept from here on.
     lab.broker(&settings).await?;
-    lab.stop_broker();
+    lab.stop_broker().await;
     let postgres = lab.postgres().await?;
     let slot = format!("{}_peer", postgres.name());
     let session = postgres.session().await?;
     make_slot(&session, &slot).await?;
     let work = async {
+        lab.doing("rows are written");
         let log = Log::write(&session, rows).await?;
         let mut runs = Vec::new();
         for _ in 0..rounds {
+            lab.doing("pg_recvlogical reads them");
             runs.extend(peer(&postgres, &session, &slot, &log).await?);
-            runs.push(ours(lab, &settings, &postgres, &log).await?);
+            lab.doing("the broker reads them");
+            runs.push(ours(lab, &settings, &postgres, &session, &log).await?);
         }
         Ok(runs)
     };
@@ -76,7 +79,7 @@ impl Log {
             "set synchronous_commit = off;
              do $$ begin
                  for i in 0 .. {last} loop
-                     insert into loadtest_ingest
+                     insert into public.loadtest_ingest
                          select i * {TRANSACTION} + n, n, repeat('x', 80) from generate_series(1, {TRANSACTION}) n;
                      commit;
                  end loop;
@@ -113,7 +116,13 @@ async fn drop_slot(session: &Session, slot: &str) -> Result<(), Error> {
 }
 
 /// A broker that starts below the rows.
-async fn ours(lab: &Lab, settings: &Settings, postgres: &Postgres, log: &Log) -> Result<Run, Error> {
+async fn ours(
+    lab: &Lab,
+    settings: &Settings,
+    postgres: &Postgres,
+    session: &Session,
+    log: &Log,
+) -> Result<Run, Error> {
     let mut draft = Draft::new(Scenario::Ingest, System::Walcast, None, 1);
     let broker = Broker::resume(lab.binary(), postgres, settings)?;
     let began = Instant::now();
@@ -135,7 +144,7 @@ async fn ours(lab: &Lab, settings: &Settings, postgres: &Postgres, log: &Log) ->
     };
     let late = || Error::failed(format!("the broker has not read the log to its end after {PATIENCE:?}"));
     let (first, last) = timeout(PATIENCE, reading).await.map_err(|_| late())?;
-    let walsender = postgres.pid().map(|root| usage::cpu_of(root, &["walsender", postgres.name()]));
+    let walsender = walsender(postgres, session, &format!("{}_live", postgres.name())).await?.map(usage::cpu);
     let share = (last.1 - first.1) as f64 / (log.to - log.from) as f64;
     let speed = f64::from(log.rows) * share / last.0.duration_since(first.0).as_secs_f64();
     draft.figure(figure::CHANGES_PER_SECOND, speed);
@@ -155,6 +164,16 @@ async fn ours(lab: &Lab, settings: &Settings, postgres: &Postgres, log: &Log) ->
         disordered: 0,
     };
     Ok(draft.end(checks, None))
+}
+
+/// The process that streams from the slot, if there is one and the server is ours.
+async fn walsender(postgres: &Postgres, session: &Session, slot: &str) -> Result<Option<u32>, Error> {
+    if postgres.pid().is_none() {
+        return Ok(None);
+    }
+    let sql = "select active_pid from pg_replication_slots where slot_name = $1 and active_pid is not null";
+    let row = session.query_opt(sql, &[&slot]).await.map_err(Error::sql("look for the walsender"))?;
+    Ok(row.and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()))
 }
 
 /// `pg_recvlogical` on a copy of the slot; `None` if it is not installed.
@@ -179,16 +198,19 @@ async fn peer(postgres: &Postgres, session: &Session, slot: &str, log: &Log) -> 
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let began = Instant::now();
     let mut child = command.spawn().map_err(Error::of("cannot run pg_recvlogical"))?;
-    let (pid, mut own, mut walsender) = (child.id(), Duration::ZERO, None);
+    let (pid, mut sender) = (child.id(), None);
+    let (mut own_cpu, mut sender_cpu) = (Duration::ZERO, None);
     let mut tick = interval(Duration::from_millis(50));
     let status = loop {
         tokio::select! {
             status = child.wait() => break status.map_err(Error::of("wait for pg_recvlogical"))?,
             _ = tick.tick() => {
                 // Known only while they live.
-                own = pid.map_or(own, usage::cpu).max(own);
-                let sender = postgres.pid().map(|root| usage::cpu_of(root, &["walsender", postgres.name()]));
-                walsender = sender.max(walsender);
+                own_cpu = pid.map_or(own_cpu, usage::cpu).max(own_cpu);
+                if sender.is_none() {
+                    sender = walsender(postgres, session, &copy).await?;
+                }
+                sender_cpu = sender.map(usage::cpu).max(sender_cpu);
             }
         }
         if began.elapsed() > PATIENCE {
@@ -203,9 +225,9 @@ async fn peer(postgres: &Postgres, session: &Session, slot: &str, log: &Log) -> 
     }
     drop_slot(session, &copy).await?;
     draft.figure(figure::CHANGES_PER_SECOND, f64::from(log.rows) / seconds);
-    draft.figure(figure::CONSUMER_CPU_SECONDS, own.as_secs_f64());
-    if let Some(walsender) = walsender {
-        draft.figure(figure::WALSENDER_CPU_SECONDS, walsender.as_secs_f64());
+    draft.figure(figure::CONSUMER_CPU_SECONDS, own_cpu.as_secs_f64());
+    if let Some(cpu) = sender_cpu {
+        draft.figure(figure::WALSENDER_CPU_SECONDS, cpu.as_secs_f64());
     }
     Ok(Some(draft.end(Checks::default(), None)))
 }

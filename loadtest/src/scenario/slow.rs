@@ -16,14 +16,14 @@ use crate::client;
 use crate::lab::{Lab, Postgres, Settings, Stand};
 use crate::latency::{Clock, Latencies, Sent};
 use crate::report::figure::{self, label};
-use crate::report::{Run, Scenario, System, Transport};
+use crate::report::{Run, Scenario, System};
 
 const TOPIC: &str = "slow";
 /// Large messages, in one transaction, after which whoever does not read has no room left.
 const FILL: u32 = 100;
 const FILL_BYTES: i32 = 4_000;
 /// Of the steady stream.
-const PER_SECOND: u32 = 50;
+const PER_SECOND: u32 = 100;
 /// Less than it takes until stalled readers are cut.
 const SECONDS_MAX: u64 = 8;
 /// What the broker may take for a connection: its state, and a page's worth of places in the history.
@@ -32,23 +32,25 @@ const CONNECTION_BYTES: u64 = 64 << 10;
 const HISTORY_BYTES: u64 = 256 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Plays it; the numbers of clients do not count.
+/// Plays it over each transport, with each number of stalled readers.
 ///
 /// # Errors
 /// Clients cannot connect, or the broker went away.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    let (good, stalled, rounds) = if plan.quick { (10, 20, 1) } else { (100, 1_000, 3) };
+    let (good, rounds) = plan.amount((10, 1), (100, 2));
     let mut runs = Vec::new();
-    for transport in &plan.transports {
+    for (transport, clients) in
+        plan.transports.iter().flat_map(|way| plan.clients.iter().map(move |n| (way, n)))
+    {
+        let stalled = usize::try_from(*clients).unwrap_or(usize::MAX);
         let settings = Settings { history_bytes: Some(HISTORY_BYTES), ..Settings::clients(good + stalled) };
         let stand = lab.stand(System::Walcast, Some(*transport), &settings).await?;
         let postgres = lab.postgres().await?;
-        for _ in 0..rounds {
-            for stalled in [0, stalled] {
-                let slice =
-                    Slice { stand: &stand, postgres: &postgres, transport: *transport, good, stalled };
-                runs.push(slice.play(plan).await?);
-            }
+        for round in 0..rounds * 2 {
+            lab.doing(if round % 2 == 0 { "good readers alone" } else { "good readers beside stalled ones" });
+            let beside = if round % 2 == 0 { 0 } else { stalled };
+            let slice = Slice { stand: &stand, postgres: &postgres, good, stalled: beside };
+            runs.push(slice.play(plan, stalled).await?);
         }
     }
     Ok(runs)
@@ -57,16 +59,15 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
 struct Slice<'a> {
     stand: &'a Stand,
     postgres: &'a Postgres,
-    transport: Transport,
     good: usize,
     stalled: usize,
 }
 
 impl Slice<'_> {
-    async fn play(&self, plan: &Plan) -> Result<Run, Error> {
+    async fn play(&self, plan: &Plan, clients: usize) -> Result<Run, Error> {
         self.subscriptions(|count| count == 0).await?;
         let name = if self.stalled > 0 { label::STALLED } else { label::GOOD };
-        let mut draft = Draft::at(Scenario::Slow, self.stand, self.good).label(name);
+        let mut draft = Draft::at(Scenario::Slow, self.stand, clients).label(name);
         let before = self.stand.memory_bytes();
         let seconds = if plan.quick { 1 } else { plan.seconds.clamp(2, SECONDS_MAX) };
         let last = FILL + PER_SECOND * u32::try_from(seconds).unwrap_or(1);
@@ -137,8 +138,7 @@ impl Slice<'_> {
                 }
             }
         };
-        let transport = self.transport;
-        let late = || Error::failed(format!("{transport}: not all clients came or went within {PATIENCE:?}"));
+        let late = || Error::failed(format!("not all clients came or went within {PATIENCE:?}"));
         timeout(PATIENCE, known).await.unwrap_or_else(|_| Err(late()))
     }
 }

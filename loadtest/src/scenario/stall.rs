@@ -14,9 +14,9 @@ use crate::report::figure::{self, label};
 use crate::report::{Run, Scenario, System};
 use crate::verify::Receipt;
 
-const DDL: &str = "drop table if exists loadtest_published, loadtest_unpublished;
-    create table loadtest_published (id bigint primary key, shard int not null);
-    create table loadtest_unpublished (id bigint primary key, shard int not null)";
+const DDL: &str = "drop table if exists public.loadtest_published, public.loadtest_unpublished;
+    create table public.loadtest_published (id bigint primary key, shard int not null);
+    create table public.loadtest_unpublished (id bigint primary key, shard int not null)";
 const RULES: &str = "[[table]]\nname = 'public.loadtest_published'\ntopic = 'big/{shard}'\n";
 const TOPIC: &str = "steady";
 const PER_SECOND: u32 = 50;
@@ -38,6 +38,7 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
         let stand = lab.stand(System::Walcast, Some(*transport), &settings).await?;
         for name in [label::PUBLISHED, label::UNPUBLISHED] {
             let session = lab.postgres().await?.session().await?;
+            lab.doing("a huge transaction passes");
             runs.push(gap(&stand, session, name, rows).await?);
         }
     }
@@ -51,7 +52,7 @@ async fn gap(stand: &Stand, session: Session, name: &str, rows: i64) -> Result<R
     let sent = Sent::new(clock, most as usize);
     let crowd = stand.crowd(clock, 1, |_| TOPIC.to_owned());
     stand.waiting(&crowd).await?;
-    let table = format!("loadtest_{name}");
+    let table = format!("public.loadtest_{name}");
     let huge = tokio::spawn(async move {
         tokio::time::sleep(CALM).await;
         let sql = format!("insert into {table} select i, i % 1000 from generate_series(1, $1::int8) i");
