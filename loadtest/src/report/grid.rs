@@ -228,7 +228,7 @@ fn baseline<'a>(run: &Summary, runs: &[&'a Summary]) -> Option<&'a Summary> {
             Some(Transport::Poll) => 2,
             None => 3,
         };
-        (ours.label != run.label, !usual, transport)
+        (ours.label != run.label, !usual, ours.transport != run.transport, transport)
     };
     let ours = runs.iter().filter(|ours| ours.system == System::Walcast && ours.clients == run.clients);
     ours.min_by_key(|ours| rank(ours)).copied()

@@ -374,16 +374,18 @@ fn figures(
     ours(all, scenario, clients).filter_map(|run| Some(found(run, of(run)?))).collect()
 }
 
-/// A figure of each transport over that of a peer.
+/// A figure of each transport over that of a peer: by the same transport, if it was played so.
 fn against(
     all: &[Summary],
     (scenario, clients): (Scenario, u64),
     (peer, its): (System, Scenario),
     of: impl Fn(&Summary) -> Option<f64>,
 ) -> Vec<Found> {
-    let peer = all.iter().find(|run| run.scenario == its && run.system == peer && run.clients == clients);
-    let Some(theirs) = peer.and_then(&of) else { return Vec::new() };
-    figures(all, scenario, clients, |run| Some(of(run)? / theirs))
+    let peers = || all.iter().filter(|run| run.scenario == its && run.system == peer && run.clients == clients);
+    figures(all, scenario, clients, |run| {
+        let theirs = peers().min_by_key(|theirs| theirs.transport != run.transport)?;
+        Some(of(run)? / of(theirs)?)
+    })
 }
 
 /// A figure of each transport at many clients over the same at few.
