@@ -22,6 +22,7 @@ use crate::scenario::Plan;
   walcast-loadtest idle fanout --transport ws --json figures.json --html figures.html
   walcast-loadtest storm --database-url postgres://me@db.example/postgres
   walcast-loadtest bench                                   # the set of `make bench`, about 5 minutes
+  walcast-loadtest report --add a.json,b.json --html figures.html
 
 All load goes to this machine, except to the database that you name: there it makes a database of its own, a
 slot and a publication, and removes them at the end.
@@ -30,7 +31,7 @@ Exit codes: 0 all held, 1 events were lost, repeated or out of order (with --che
 64 wrong arguments, 69 something needed is not there."
 )]
 pub struct Args {
-    /// Scenarios, `bench` for the set of `make bench`, or `list`
+    /// Scenarios, `bench` for the set of `make bench`, `list`, or `report` to play nothing and show what `--add` names
     #[arg(required = true, value_name = "SCENARIO")]
     pub scenarios: Vec<String>,
     /// Numbers of clients (writers, for `commit`), each a run of its own
@@ -60,6 +61,12 @@ pub struct Args {
     /// Write the report as one HTML page with plots
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write the report as Markdown, with its plots in a directory beside it
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Show the runs of these JSON reports too
+    #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
+    pub add: Vec<PathBuf>,
     /// A Postgres to use instead of a throwaway one; the role needs CREATEDB and REPLICATION
     #[arg(long, value_name = "URL", env = "WALCAST_DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
@@ -127,6 +134,9 @@ impl Args {
     pub fn options(&self) -> Result<Options, Error> {
         let mut jobs = Vec::new();
         for name in &self.scenarios {
+            if name == "report" {
+                continue;
+            }
             if name == "bench" {
                 jobs.extend(Job::bench());
                 continue;
@@ -134,7 +144,10 @@ impl Args {
             let scenario = Scenario::ALL.into_iter().find(|scenario| scenario.name() == name);
             let scenario = scenario.ok_or_else(|| {
                 let all: Vec<&str> = Scenario::ALL.iter().map(|scenario| scenario.name()).collect();
-                Error::usage(format!("no scenario `{name}`; there are: {}, and bench", all.join(", ")))
+                Error::usage(format!(
+                    "no scenario `{name}`; there are: {}, bench, list and report",
+                    all.join(", ")
+                ))
             })?;
             jobs.push(Job::usual(scenario));
         }

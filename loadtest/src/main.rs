@@ -9,7 +9,7 @@ use walcast_loadtest::Error;
 use walcast_loadtest::args::Args;
 use walcast_loadtest::report::summary::summarise;
 use walcast_loadtest::report::targets::{Verdict, judge};
-use walcast_loadtest::report::{Report, Scenario, html, table};
+use walcast_loadtest::report::{Report, Scenario, html, markdown, table};
 use walcast_loadtest::run::{self, Options};
 
 fn main() -> ExitCode {
@@ -41,7 +41,16 @@ fn main() -> ExitCode {
 fn load(args: &Args, options: &Options) -> Result<bool, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Error::of("cannot start"))?;
-    let (report, played) = runtime.block_on(run::run(options, interrupted()));
+    let (mut report, played) = match options.jobs.is_empty() {
+        true => (Report::default(), Ok(())),
+        false => runtime.block_on(run::run(options, interrupted())),
+    };
+    for path in args.add.iter().rev() {
+        let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
+        let earlier = read.and_then(|text| Report::from_json(&text).map_err(|error| error.to_string()));
+        report
+            .add(earlier.map_err(|error| Error::usage(format!("no report in {}: {error}", path.display())))?);
+    }
     let mut out = std::io::stdout();
     if !report.runs.is_empty() {
         let _ = write!(out, "{}", table::render(&report));
@@ -71,11 +80,20 @@ fn write_files(args: &Args, report: &Report) -> Result<(), Error> {
         std::fs::write(path, text).map_err(Error::of(&format!("cannot write {}", path.display())))
     };
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(report).map_err(Error::of("cannot write the report"))?;
-        write(path, text + "\n")?;
+        write(path, report.to_json() + "\n")?;
     }
     if let Some(path) = &args.html {
         write(path, html::render(report))?;
+    }
+    if let Some(path) = &args.markdown {
+        let name = path.file_stem().unwrap_or_default();
+        let text = markdown::render(report, &name.to_string_lossy());
+        let dir = path.with_file_name(name);
+        std::fs::create_dir_all(&dir).map_err(Error::of(&format!("cannot make {}", dir.display())))?;
+        for (name, plot) in text.plots {
+            write(&dir.join(name), plot)?;
+        }
+        write(path, text.text)?;
     }
     Ok(())
 }

@@ -199,6 +199,7 @@ fn series(run: &Summary, points: Vec<(f64, f64)>, marks: bool) -> Series {
         (System::Walcast, Some(Transport::Sse)) => 1,
         (System::Walcast, Some(Transport::Poll)) => 2,
         (System::Walcast, None) if label == figure::label::MESSAGE => 1,
+        (System::Walcast, None) if label == figure::label::STAND_IN => 2,
         (System::Walcast, None) => 0,
         (System::Listen, _) => 3,
         (System::Redis, _) => 4,

@@ -57,6 +57,8 @@ pub mod label {
     pub const MESSAGE: &str = "pg_logical_emit_message";
     /// `commit`: the function that applications call.
     pub const PUBLISH: &str = "walcast.publish";
+    /// `commit`: the function that stands in for `pg_notify`.
+    pub const STAND_IN: &str = "walcast.notify";
     /// `commit`: what walcast replaces.
     pub const NOTIFY: &str = "pg_notify";
     /// `slow`: the good readers alone.

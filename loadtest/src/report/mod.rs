@@ -53,17 +53,17 @@ impl Report {
         serde_json::from_str(text)
     }
 
-    /// Nothing lost, repeated or out of order in any run of ours.
-    #[must_use]
-    pub fn held(&self) -> bool {
-        self.runs.iter().filter(|run| run.system == System::Walcast).all(|run| run.checks.held())
-    }
-
-    /// The targets that were measured and missed.
-    #[must_use]
-    pub fn missed(&self) -> Vec<targets::Outcome> {
-        let outcomes = targets::judge(&summary::summarise(&self.runs)).into_iter();
-        outcomes.filter(|outcome| matches!(outcome.verdict, targets::Verdict::Missed(_))).collect()
+    /// Takes the runs of an earlier report in, before its own.
+    pub fn add(&mut self, earlier: Self) {
+        if self.runs.is_empty() {
+            (self.version, self.started, self.machine) = (earlier.version, earlier.started, earlier.machine);
+        }
+        self.runs.splice(0..0, earlier.runs);
+        for note in earlier.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A report for a terminal: plain text in columns. No colour, so that it can be piped and pasted.
 
 use super::Report;
-use super::grid::{self, Cell, Grid};
+use super::grid::{self, Cell, Grid, Tone};
 use super::summary::summarise;
 
 /// The whole report.
@@ -10,9 +10,15 @@ pub fn render(report: &Report) -> String {
     let summaries = summarise(&report.runs);
     let facts = grid::machine(report).into_iter().map(|(name, value)| format!("{name:<12} {value}\n"));
     let mut text: String = facts.collect();
-    for grid in grid::scenarios(&summaries).iter().chain([&grid::targets(&summaries)]) {
+    let mut targets = grid::targets(&summaries);
+    let all = targets.rows.len();
+    targets.rows.retain(|row| row.last().is_none_or(|verdict| verdict.tone != Tone::Faint));
+    for grid in grid::scenarios(&summaries).iter().chain([&targets]) {
         text.push('\n');
         text.push_str(&table(grid));
+    }
+    if targets.rows.len() < all {
+        text.push_str(&format!("  {} more take other runs\n", all - targets.rows.len()));
     }
     for note in &report.notes {
         text.push_str(&format!("\nnote: {note}\n"));

@@ -83,7 +83,7 @@ impl Verdict {
         match self {
             Self::Held => "held".to_owned(),
             Self::Missed(by) if by.is_infinite() => "missed".to_owned(),
-            Self::Missed(by) if by >= 2.0 => format!("missed {} ×", significant(by + 1.0)),
+            Self::Missed(by) if by >= 2.0 => format!("missed: {} × the target", significant(by + 1.0)),
             Self::Missed(by) => format!("missed by {:.0} %", (by * 100.0).max(1.0)),
             Self::Unmeasured => "not measured".to_owned(),
         }
@@ -381,7 +381,8 @@ fn against(
     (peer, its): (System, Scenario),
     of: impl Fn(&Summary) -> Option<f64>,
 ) -> Vec<Found> {
-    let peers = || all.iter().filter(|run| run.scenario == its && run.system == peer && run.clients == clients);
+    let peers =
+        || all.iter().filter(|run| run.scenario == its && run.system == peer && run.clients == clients);
     figures(all, scenario, clients, |run| {
         let theirs = peers().min_by_key(|theirs| theirs.transport != run.transport)?;
         Some(of(run)? / of(theirs)?)

@@ -157,6 +157,20 @@ fn a_report_survives_json() {
 }
 
 #[test]
+fn reports_add_up() {
+    let mut later = Report { notes: vec!["a".to_owned()], ..Report::default() };
+    let earlier = Report { notes: vec!["a".to_owned(), "b".to_owned()], ..sample() };
+    later.add(earlier.clone());
+    assert_eq!(
+        (&later.machine, later.runs.len(), later.notes.len()),
+        (&earlier.machine, earlier.runs.len(), 2)
+    );
+    later.started = "later".to_owned();
+    later.add(Report { runs: earlier.runs[..1].to_vec(), ..Report::default() });
+    assert_eq!((later.started.as_str(), later.runs.len()), ("later", earlier.runs.len() + 1));
+}
+
+#[test]
 fn medians_are_of_the_middle() {
     for (values, expected) in [
         (vec![], None),
@@ -261,15 +275,6 @@ fn every_form_shows_every_scenario_fault_and_note() {
             markdown.plots.iter().any(|(name, svg)| *name == format!("{id}.svg") && svg.contains("</svg>")),
             "{id}"
         );
-    }
-    if let Some(dir) = std::env::var_os("SAMPLE_DIR") {
-        let dir = std::path::PathBuf::from(dir);
-        std::fs::write(dir.join("sample.html"), &page).unwrap();
-        std::fs::write(dir.join("sample.md"), &markdown.text).unwrap();
-        std::fs::write(dir.join("sample.txt"), table::render(&report)).unwrap();
-        for (name, svg) in &markdown.plots {
-            std::fs::write(dir.join(name), svg).unwrap();
-        }
     }
 }
 

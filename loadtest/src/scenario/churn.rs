@@ -23,7 +23,7 @@ const KEPT: std::ops::Range<u64> = 5..200;
 /// How long a client stays away, in milliseconds.
 const AWAY: std::ops::Range<u64> = 0..50;
 /// Messages a second, to one topic after another.
-const PER_SECOND: u32 = 500;
+const PER_SECOND: u32 = 200;
 const READ_BYTES: usize = 16 << 10;
 /// How long the last messages may take to come.
 const PATIENCE: Duration = Duration::from_secs(30);

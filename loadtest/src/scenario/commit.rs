@@ -27,7 +27,7 @@ struct Method {
 }
 
 const NOOP: usize = 0;
-const METHODS: [Method; 4] = [
+const METHODS: [Method; 5] = [
     Method { system: System::Postgres, name: label::NOOP, statement: "select 1" },
     Method {
         system: System::Walcast,
@@ -39,6 +39,11 @@ const METHODS: [Method; 4] = [
         name: label::PUBLISH,
         statement: r#"select walcast.publish('vm/x', '{"a": 1}')"#,
     },
+    Method {
+        system: System::Walcast,
+        name: label::STAND_IN,
+        statement: "select walcast.notify('vm', 'x')",
+    },
     Method { system: System::Listen, name: label::NOTIFY, statement: "select pg_notify('vm', 'x')" },
 ];
 
@@ -49,7 +54,7 @@ const METHODS: [Method; 4] = [
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let (slice, rounds) = match plan.quick {
         true => (Duration::from_millis(100), 1),
-        false => (Duration::from_secs(1), (plan.seconds / 2).clamp(3, 20)),
+        false => (Duration::from_millis(700), (plan.seconds / 2).clamp(3, 20)),
     };
     // Leaves the functions that publish, and a slot, and then goes out of the way.
     lab.broker(&Settings { ddl: DDL.to_owned(), ..Settings::clients(0) }).await?;
