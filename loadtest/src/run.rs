@@ -88,9 +88,10 @@ pub struct Options {
 
 /// Plays all of it, until the end or `stop`. What was found before something failed comes with the failure.
 pub async fn run(options: &Options, stop: impl Future<Output = ()>) -> (Report, Result<(), Error>) {
+    let now = OffsetDateTime::now_utc();
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        started: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+        started: now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default(),
         ..Report::default()
     };
     let mut lab = match Lab::new(options.lab.clone()) {
@@ -111,6 +112,9 @@ async fn play(options: &Options, lab: &mut Lab, report: &mut Report) -> Result<(
     let postgres = lab.postgres().await?;
     let version = postgres.version().await?;
     report.machine = lab::machine::describe(lab.binary(), Some(&version));
+    if let Some(version) = report.machine.versions.remove("walcast") {
+        report.version = version;
+    }
     if options.lab.database_url.is_some() {
         lab.note("Postgres was there: its memory and CPU are not measured");
     }

@@ -1,6 +1,8 @@
 //! Every scenario once, with few clients, against servers of its own: it plays to its end, finds the figures
 //! that it is for, and nothing is lost.
 
+use walcast::cli::local;
+use walcast::throwaway;
 use walcast_loadtest::Error;
 use walcast_loadtest::lab::{self, Lab, Nginx, Redis};
 use walcast_loadtest::report::{Run, Scenario, System, Transport, figure};
@@ -21,6 +23,16 @@ async fn check(lab: &mut Lab, scenario: Scenario, transports: &[Transport], figu
     let mut peers = vec![System::Listen];
     peers.extend(Redis::missing().is_none().then_some(System::Redis));
     peers.extend(Nginx::missing().is_none().then_some(System::Nchan));
+    check_with(lab, scenario, transports, peers, figures).await;
+}
+
+async fn check_with(
+    lab: &mut Lab,
+    scenario: Scenario,
+    transports: &[Transport],
+    peers: Vec<System>,
+    figures: &[&str],
+) {
     let plan = Plan {
         clients: vec![7],
         transports: transports.to_vec(),
@@ -60,4 +72,19 @@ async fn every_scenario_of_waiting_clients() {
     check(&mut lab, Scenario::Fanout, &[Transport::Ws], &figures).await;
     check(&mut lab, Scenario::Arrive, &[Transport::Ws], &[figure::CONNECTIONS_PER_SECOND]).await;
     lab.end().await.unwrap();
+}
+
+/// A server that was there is left as it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_given_server_is_left_clean() {
+    let server = local::throwaway(throwaway::Options::for_tests()).await.unwrap();
+    let options = lab::Options { database_url: Some(server.url("postgres")), ..lab::Options::default() };
+    let Ok(mut lab) = Lab::new(options) else { return };
+    check_with(&mut lab, Scenario::Arrive, &[Transport::Sse], vec![], &[]).await;
+    lab.end().await.unwrap();
+    let left = "do $$ begin
+        if exists (select from pg_database where datname like 'loadtest%') then raise 'a database'; end if;
+        if exists (select from pg_replication_slots) then raise 'a slot'; end if;
+        end $$";
+    tokio::task::spawn_blocking(move || server.execute("postgres", left)).await.unwrap().unwrap();
 }

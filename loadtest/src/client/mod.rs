@@ -126,8 +126,9 @@ impl Shared {
 
     fn received(&self, count: u64) {
         if count > 0 {
-            let before = self.delivered.fetch_add(count, Ordering::Relaxed);
-            if before + count >= self.target.load(Ordering::Relaxed) {
+            // In one order with who sets the target and then looks: one of the two sees the other.
+            let before = self.delivered.fetch_add(count, Ordering::SeqCst);
+            if before + count >= self.target.load(Ordering::SeqCst) {
                 self.changed.notify_one();
             }
         }
@@ -204,7 +205,7 @@ impl Crowd {
     /// Messages received, by all.
     #[must_use]
     pub fn delivered(&self) -> u64 {
-        self.shared.delivered.load(Ordering::Relaxed)
+        self.shared.delivered.load(Ordering::SeqCst)
     }
 
     /// Clients that failed, and why the first of them did.
@@ -239,7 +240,7 @@ impl Crowd {
 
     /// Waits until `count` messages were received in all, or nothing came for `quiet`; whether they were.
     pub async fn until_delivered(&self, count: u64, quiet: Duration) -> bool {
-        self.shared.target.store(count, Ordering::Relaxed);
+        self.shared.target.store(count, Ordering::SeqCst);
         loop {
             let before = self.delivered();
             if before >= count {

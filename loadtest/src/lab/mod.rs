@@ -55,6 +55,8 @@ pub struct Lab {
     broker: Option<Arc<Broker>>,
     postgres: Option<Arc<Postgres>>,
     progress: ProgressBar,
+    /// What is played against.
+    stand: String,
     notes: Vec<String>,
 }
 
@@ -77,7 +79,16 @@ impl Lab {
         }
         let files_max = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         let progress = ProgressBar::hidden();
-        Ok(Self { options, binary, files_max, broker: None, postgres: None, progress, notes: Vec::new() })
+        Ok(Self {
+            options,
+            binary,
+            files_max,
+            broker: None,
+            postgres: None,
+            progress,
+            stand: String::new(),
+            notes: Vec::new(),
+        })
     }
 
     /// Where to show what is being done.
@@ -87,7 +98,7 @@ impl Lab {
 
     /// Says what is being done, for as long as it is.
     pub fn doing(&self, what: impl Into<String>) {
-        self.progress.set_message(what.into());
+        self.progress.set_message(format!("{}{}", self.stand, what.into()));
     }
 
     /// What a reader of the report must know; once.
@@ -185,6 +196,9 @@ impl Lab {
         transport: Option<Transport>,
         settings: &Settings,
     ) -> Result<Stand, Error> {
+        let way = transport.map(|transport| format!(" {transport}")).unwrap_or_default();
+        self.stand = format!("{system}{way}, {} clients: ", settings.clients);
+        self.doing("starts");
         Stand::start(self, system, transport, settings).await
     }
 

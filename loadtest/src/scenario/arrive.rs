@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, OWN, Plan, own_topic};
+use super::{Draft, OWN, Plan, keep, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -19,7 +19,8 @@ const QUIET: Duration = Duration::from_secs(10);
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let mut runs = Vec::new();
     for (system, transport, clients) in plan.runs(lab).await? {
-        runs.push(one(lab, system, transport, clients).await?);
+        let played = one(lab, system, transport, clients).await;
+        keep(&mut runs, lab, (Scenario::Arrive, system), played)?;
     }
     Ok(runs)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Draft, Plan, SHARED};
+use super::{Draft, Plan, SHARED, keep};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -24,7 +24,8 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     lab.note(format!("fanout: {AT_ONCE} events in a transaction, or written together to a peer"));
     let mut runs = Vec::new();
     for (system, transport, clients) in plan.runs(lab).await? {
-        runs.push(one(lab, plan, system, transport, clients).await?);
+        let played = one(lab, plan, system, transport, clients).await;
+        keep(&mut runs, lab, (Scenario::Fanout, system), played)?;
     }
     Ok(runs)
 }

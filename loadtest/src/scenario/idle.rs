@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Draft, OWN, Plan, own_topic};
+use super::{Draft, OWN, Plan, keep, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -17,6 +17,8 @@ use crate::report::{Run, Scenario, System, Transport, figure};
 const SETTLE: Duration = Duration::from_secs(2);
 /// The shortest time over which CPU means something: every stream beats within it, or nearly.
 const CPU_SECONDS_MIN: u64 = 20;
+/// The same where it must be quick.
+const QUICK: Duration = Duration::from_millis(200);
 /// How long nothing may come of a burst.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -28,7 +30,8 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     lab.note("idle: the broker keeps 1 s or 1 MiB of history, so that waiters are measured and not history");
     let mut runs = Vec::new();
     for (system, transport, clients) in plan.runs(lab).await? {
-        runs.push(one(lab, plan, system, transport, clients).await?);
+        let played = one(lab, plan, system, transport, clients).await;
+        keep(&mut runs, lab, (Scenario::Idle, system), played)?;
     }
     Ok(runs)
 }
@@ -65,7 +68,8 @@ async fn one(
     }
 
     lab.doing("all wait");
-    let window = Duration::from_secs(plan.amount(1, plan.seconds.max(CPU_SECONDS_MIN)));
+    let window = Duration::from_secs(plan.seconds.max(CPU_SECONDS_MIN));
+    let window = plan.amount(QUICK, window);
     if let Some(load) = stand.load(window).await {
         draft.figure(figure::CPU_PERCENT, load * 100.0);
     }

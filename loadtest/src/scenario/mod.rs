@@ -71,6 +71,21 @@ impl Plan {
     }
 }
 
+/// Keeps a run. One of a peer that failed is a note: the rest is worth its time.
+fn keep(
+    runs: &mut Vec<Run>,
+    lab: &mut Lab,
+    (scenario, system): (Scenario, System),
+    played: Result<Run, Error>,
+) -> Result<(), Error> {
+    match played {
+        Ok(run) => runs.push(run),
+        Err(error) if system == System::Walcast => return Err(error),
+        Err(error) => lab.note(format!("{scenario}: {system} failed: {error}")),
+    }
+    Ok(())
+}
+
 /// The topic of a client that has one of its own.
 fn own_topic(client: usize) -> String {
     format!("{OWN}{client}")

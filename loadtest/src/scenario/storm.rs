@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, OWN, Plan, SHARED, median, own_topic};
+use super::{Draft, OWN, Plan, SHARED, keep, median, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -21,9 +21,11 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let mut runs = Vec::new();
     for (system, transport, clients) in plan.runs(lab).await? {
         if system == System::Walcast {
-            runs.push(one(lab, plan, system, transport, clients, false).await?);
+            let played = one(lab, plan, system, transport, clients, false).await;
+            keep(&mut runs, lab, (Scenario::Storm, system), played)?;
         }
-        runs.push(one(lab, plan, system, transport, clients, true).await?);
+        let played = one(lab, plan, system, transport, clients, true).await;
+        keep(&mut runs, lab, (Scenario::Storm, system), played)?;
     }
     Ok(runs)
 }

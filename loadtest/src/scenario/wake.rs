@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, Plan, own_topic};
+use super::{Draft, Plan, keep, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -26,10 +26,12 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     for (system, transport, clients) in plan.runs(lab).await? {
         let settings = Settings::clients(clients);
         let label = (system == System::Walcast).then_some(figure::label::VISIBLE);
-        runs.push(one(lab, plan, system, transport, &settings, label).await?);
+        let played = one(lab, plan, system, transport, &settings, label).await;
+        keep(&mut runs, lab, (Scenario::Wake, system), played)?;
         if system == System::Walcast && fewest == Some(clients as u64) {
             let settings = Settings { fast: true, ..settings };
-            runs.push(one(lab, plan, system, transport, &settings, Some(figure::label::FAST)).await?);
+            let played = one(lab, plan, system, transport, &settings, Some(figure::label::FAST)).await;
+            keep(&mut runs, lab, (Scenario::Wake, system), played)?;
         }
     }
     Ok(runs)
@@ -50,8 +52,8 @@ async fn one(
     if let Some(label) = label {
         draft = draft.label(label);
     }
-    let seconds = plan.amount(1, u32::try_from(plan.seconds.clamp(2, 600)).unwrap_or(600));
-    let events = RATE * seconds;
+    let seconds = u32::try_from(plan.seconds.clamp(2, 600)).unwrap_or(600);
+    let events = plan.amount(RATE / 2, RATE * seconds);
     // Before them a few that are not measured: they fill caches.
     let warm = RATE / 4;
     let sent = Sent::new(Clock::default(), (warm + events) as usize);
@@ -67,7 +69,7 @@ async fn one(
     }
     crowd.until_delivered(u64::from(warm), QUIET).await;
     // What servers do anyway, heartbeats among it, is not the events' cost.
-    let window = Duration::from_secs(u64::from(plan.amount(1, seconds.min(5))));
+    let window = plan.amount(Duration::from_millis(200), Duration::from_secs(seconds.min(5).into()));
     let (idle, idle_all) = tokio::join!(stand.load(window), stand.load_with_database(window));
 
     let (cpu, cpu_all, began) = (stand.cpu(), stand.cpu_with_database(), Instant::now());
