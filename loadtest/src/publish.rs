@@ -140,7 +140,7 @@ impl Publisher {
         sent: &Sent,
     ) -> Result<Instant, Error> {
         let due = |at: Instant| seqs.clone().for_each(|seq| sent.at(seq, at));
-        let (raw, encode, answers): (_, fn(SocketAddr, &str, &str) -> String, Answers) = match self {
+        let (raw, encode, answers): (_, Encode, Answers) = match self {
             Self::Sql(sql) => {
                 sql.burst(topics, seqs.clone(), due).await?;
                 return Ok(Instant::now());
@@ -159,6 +159,8 @@ impl Publisher {
     }
 }
 
+/// A command, from the server's address, the topic and the payload.
+type Encode = fn(SocketAddr, &str, &str) -> String;
 /// Takes whole answers off the front and says how many there were.
 type Answers = fn(&mut Vec<u8>) -> Result<usize, Error>;
 
