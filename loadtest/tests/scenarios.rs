@@ -41,7 +41,7 @@ async fn check_with(
         quick: true,
     };
     let played: Result<Vec<Run>, Error> = scenario::play(scenario, lab, &plan).await;
-    let runs = played.unwrap();
+    let runs = played.unwrap_or_else(|error| panic!("{scenario}: {error}"));
     for system in &peers {
         assert!(runs.iter().any(|run| run.system == *system), "{scenario} without {system}");
     }
