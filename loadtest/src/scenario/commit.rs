@@ -39,11 +39,7 @@ const METHODS: [Method; 5] = [
         name: label::PUBLISH,
         statement: r#"select walcast.publish('vm/x', '{"a": 1}')"#,
     },
-    Method {
-        system: System::Walcast,
-        name: label::STAND_IN,
-        statement: "select walcast.notify('vm', 'x')",
-    },
+    Method { system: System::Walcast, name: label::STAND_IN, statement: "select walcast.notify('vm', 'x')" },
     Method { system: System::Listen, name: label::NOTIFY, statement: "select pg_notify('vm', 'x')" },
 ];
 
