@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use super::postgres::Postgres;
-use super::process::{Process, make_dir};
+use super::process::{Dir, Process, make_dir};
 use super::{http, usage};
 use crate::Error;
 
@@ -192,7 +192,7 @@ impl Broker {
 struct Prepared {
     http: SocketAddr,
     admin: SocketAddr,
-    dir: PathBuf,
+    dir: Dir,
     file: PathBuf,
     serve: Command,
 }
@@ -210,7 +210,7 @@ impl Prepared {
 
     /// From here on the directory goes with the process.
     fn serve(self) -> Result<Broker, Error> {
-        let process = Process::start("walcast serve", &self.dir, &self.serve)?;
+        let process = Process::start("walcast serve", self.dir, &self.serve)?;
         Ok(Broker { process, http: self.http, admin: self.admin, file: self.file })
     }
 }

@@ -217,9 +217,7 @@ impl Lab {
             let text = format!("[source]\nslot = '{name}'\npublication = '{name}'\n");
             std::fs::write(&copy, text).map_err(Error::of("cannot write a configuration"))?;
             self.stop_broker().await;
-            let done = broker::take_down(&self.binary, &postgres, &copy).await;
-            let _ = std::fs::remove_dir_all(&dir);
-            done?;
+            broker::take_down(&self.binary, &postgres, &copy).await?;
         }
         self.stop_broker().await;
         postgres.end().await

@@ -43,8 +43,8 @@ impl Nginx {
         std::fs::write(&file, config(&dir, &module, address, clients))
             .map_err(Error::of(&format!("cannot write {}", file.display())))?;
         let mut command = Command::new("nginx");
-        command.arg("-p").arg(&dir).arg("-c").arg(&file).arg("-e").arg(dir.join("errors"));
-        let nginx = Self { process: Process::start("nginx", &dir, &command)?, address };
+        command.arg("-p").arg(&*dir).arg("-c").arg(&file).arg("-e").arg(dir.join("errors"));
+        let nginx = Self { process: Process::start("nginx", dir, &command)?, address };
         super::until_listening(address, &nginx.process, PATIENCE).await?;
         Ok(nginx)
     }

@@ -2,10 +2,11 @@
 //!
 //! A small shell starts it and holds the reading end of a pipe from us. When the pipe closes, because
 //! [`Process`] was dropped or because our process ended in whatever way, the shell ends the server, by its id,
-//! and removes the directory; there is no second clean-up path.
+//! and removes the directory.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -34,15 +35,34 @@ const GUARD: &str = r#"
     rm -rf "$dir"
 "#;
 
-/// A directory that nobody else reads.
+/// A directory that nobody else reads; removed when dropped.
+#[derive(Debug)]
+pub struct Dir(PathBuf);
+
+impl Deref for Dir {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // Where a guard had it, it is gone already.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Makes a directory.
 ///
 /// # Errors
 /// The system's place for temporary files cannot be written.
-pub fn make_dir() -> Result<PathBuf, Error> {
+pub fn make_dir() -> Result<Dir, Error> {
     let dir = std::env::temp_dir().join(format!("walcast-loadtest-{:08x}", rand::random::<u32>()));
     let made = fs::DirBuilder::new().mode(0o700).create(&dir);
     made.map_err(Error::of(&format!("cannot make the directory {}", dir.display())))?;
-    Ok(dir)
+    Ok(Dir(dir))
 }
 
 /// A running server.
@@ -50,7 +70,7 @@ pub fn make_dir() -> Result<PathBuf, Error> {
 pub struct Process {
     name: &'static str,
     pid: u32,
-    dir: PathBuf,
+    dir: Dir,
     /// Its standard input is the pipe.
     guard: Mutex<Child>,
 }
@@ -60,12 +80,12 @@ impl Process {
     ///
     /// # Errors
     /// There is no shell, or no process can be made.
-    pub fn start(name: &'static str, dir: &Path, command: &Command) -> Result<Self, Error> {
+    pub fn start(name: &'static str, dir: Dir, command: &Command) -> Result<Self, Error> {
         let failed = || format!("cannot start {name}");
         let mut guard = Command::new("/bin/sh");
         guard
             .args(["-c", GUARD, "walcast-guard"])
-            .arg(dir)
+            .arg(&*dir)
             .arg(command.get_program())
             .args(command.get_args());
         for (key, value) in command.get_envs() {
@@ -86,7 +106,7 @@ impl Process {
             BufReader::new(out).read_line(&mut line).map_err(Error::of(&failed()))?;
         }
         let pid = line.trim().parse().map_err(Error::of(&failed()))?;
-        Ok(Self { name, pid, dir: dir.to_owned(), guard: Mutex::new(guard) })
+        Ok(Self { name, pid, dir, guard: Mutex::new(guard) })
     }
 
     /// Its process id.
@@ -123,5 +143,40 @@ impl Drop for Process {
         drop(guard.stdin.take());
         // It is our child; that it cannot be waited for would mean that it is gone.
         let _ = guard.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_and_its_directory_go_together() {
+        let dir = make_dir().unwrap();
+        let path = dir.to_path_buf();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo here; exec sleep 600"]);
+        let process = Process::start("sleep", dir, &command).unwrap();
+        process.check().unwrap();
+        let pid = process.pid();
+        drop(process);
+        assert!(!path.exists() && !Path::new(&format!("/proc/{pid}")).exists());
+        let unused = make_dir().unwrap();
+        let path = unused.to_path_buf();
+        drop(unused);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn one_that_ended_says_why() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no luck; exit 3"]);
+        let process = Process::start("a shell", make_dir().unwrap(), &command).unwrap();
+        let error = loop {
+            if let Err(error) = process.check() {
+                break error;
+            }
+        };
+        assert_eq!(error.message, "a shell ended: no luck");
     }
 }

@@ -39,8 +39,8 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
         command.args(["--port", &address.port().to_string(), "--maxclients", &(clients + 100).to_string()]);
-        command.arg("--dir").arg(&dir);
-        let process = Process::start("redis-server", &dir, &command)?;
+        command.arg("--dir").arg(&*dir);
+        let process = Process::start("redis-server", dir, &command)?;
         let redis = Self { process, address };
         super::until_listening(address, &redis.process, PATIENCE).await?;
         Ok(redis)
