@@ -177,6 +177,16 @@ impl Broker {
         Ok(readiness.subscriptions)
     }
 
+    /// The LSN up to which everything has been delivered, as of now: the metric is up to a second old.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn head_lsn(&self) -> Result<u64, Error> {
+        let (_, text) = http::get(self.admin, "/readyz").await.map_err(Error::of("ask for readiness"))?;
+        let (_, rest) = text.split_once(r#""head":""#).unwrap_or_default();
+        lsn(rest).ok_or_else(|| Error::failed(format!("no head in the broker's readiness: {text}")))
+    }
+
     /// A metric's value, summed over its labels; 0 where it has none yet.
     ///
     /// # Errors
@@ -213,6 +223,14 @@ impl Prepared {
         let process = Process::start("walcast serve", self.dir, &self.serve)?;
         Ok(Broker { process, http: self.http, admin: self.admin, file: self.file })
     }
+}
+
+/// The LSN of a position that is written as `16/B374D848` and more.
+fn lsn(position: &str) -> Option<u64> {
+    let (high, rest) = position.split_once('/')?;
+    let low: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+    let half = |text: &str| u64::from_str_radix(text, 16).ok();
+    Some(half(high)? << 32 | half(&low)?)
 }
 
 fn metric(text: &str, name: &str) -> f64 {
@@ -276,6 +294,12 @@ pub fn free_address() -> Result<SocketAddr, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_begin_with_an_lsn() {
+        assert_eq!(lsn("16/B374D848:3"), Some(0x16_B374_D848));
+        assert_eq!((lsn("none"), lsn("/"), lsn("1/")), (None, None, None));
+    }
 
     #[test]
     fn metrics_are_summed_by_name() {

@@ -1,7 +1,7 @@
 //! How fast the log becomes events: rows written while no broker runs, then taken in by one that starts, beside
 //! `pg_recvlogical` to /dev/null from a slot of the same place. Both read the same log, round by round.
 //!
-//! The broker is timed from the first progress that it shows, for what it does before is no ingest.
+//! The broker is timed from the first rows that it holds, for what it does before is no ingest.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -127,15 +127,15 @@ async fn ours(
     let broker = Broker::resume(lab.binary(), postgres, settings)?;
     let began = Instant::now();
     let reading = async {
-        let mut tick = interval(Duration::from_millis(10));
+        let mut tick = interval(Duration::from_millis(5));
         let mut first = (began, log.from);
         loop {
             tick.tick().await;
             // It does not answer yet; if it never does, patience ends.
-            let Ok(head) = broker.metric("walcast_head_lsn").await else { continue };
-            let (now, head) = (Instant::now(), head as u64);
+            let Ok(head) = broker.head_lsn().await else { continue };
+            let now = Instant::now();
             if head >= log.to {
-                return (first, (now, log.to));
+                return (first, now);
             }
             if head > log.from && first.1 == log.from {
                 first = (now, head);
@@ -143,18 +143,18 @@ async fn ours(
         }
     };
     let late = || Error::failed(format!("the broker has not read the log to its end after {PATIENCE:?}"));
-    let (first, last) = timeout(PATIENCE, reading).await.map_err(|_| late())?;
+    let ((since, at), until) = timeout(PATIENCE, reading).await.map_err(|_| late())?;
     let walsender = walsender(postgres, session, &format!("{}_live", postgres.name())).await?.map(usage::cpu);
-    let share = (last.1 - first.1) as f64 / (log.to - log.from) as f64;
-    let speed = f64::from(log.rows) * share / last.0.duration_since(first.0).as_secs_f64();
+    let share = (log.to - at) as f64 / (log.to - log.from) as f64;
+    let speed = f64::from(log.rows) * share / until.duration_since(since).as_secs_f64();
     draft.figure(figure::CHANGES_PER_SECOND, speed);
     draft.figure(figure::CONSUMER_CPU_SECONDS, broker.cpu().as_secs_f64());
     if let Some(walsender) = walsender {
         draft.figure(figure::WALSENDER_CPU_SECONDS, walsender.as_secs_f64());
     }
     draft.figure(figure::MEMORY_BYTES, broker.memory_bytes() as f64);
-    // The message behind the rows may be there or not.
-    let events = broker.metric("walcast_history_events").await? as u64;
+    // The message behind the rows may be there or not; the metric follows within a second.
+    let events = counted(&broker, log.rows).await? as u64;
     let rows = u64::from(log.rows);
     let checks = Checks {
         expected: rows,
@@ -164,6 +164,20 @@ async fn ours(
         disordered: 0,
     };
     Ok(draft.end(checks, None))
+}
+
+/// The events that the broker holds, once they are as many as they should be, or no longer become more.
+async fn counted(broker: &Broker, rows: u32) -> Result<f64, Error> {
+    let mut tick = interval(Duration::from_millis(50));
+    let mut events = 0.0;
+    for _ in 0..60 {
+        tick.tick().await;
+        events = broker.metric("walcast_history_events").await?;
+        if events >= f64::from(rows) {
+            break;
+        }
+    }
+    Ok(events)
 }
 
 /// The process that streams from the slot, if there is one and the server is ours.
