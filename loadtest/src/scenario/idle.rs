@@ -13,6 +13,8 @@ use crate::latency::{Clock, Sent};
 use crate::publish::Topics;
 use crate::report::{Run, Scenario, System, Transport, figure};
 
+/// What the broker keeps: long enough for a burst to reach everybody.
+const HISTORY: Duration = Duration::from_secs(5);
 /// Long enough for what a connect leaves behind to be freed.
 const SETTLE: Duration = Duration::from_secs(2);
 /// The shortest time over which CPU means something: every stream beats within it, or nearly.
@@ -27,7 +29,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// # Errors
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    lab.note("idle: the broker keeps 1 s or 1 MiB of history, so that waiters are measured and not history");
+    lab.note("idle: the broker keeps 5 s of history, so that waiters are measured and not history");
     let mut runs = Vec::new();
     for (system, transport, clients) in plan.runs(lab).await? {
         let played = one(lab, plan, system, transport, clients).await;
@@ -44,8 +46,7 @@ async fn one(
     clients: usize,
 ) -> Result<Run, Error> {
     let settings = Settings {
-        history_age: Some(Duration::from_secs(1)),
-        history_bytes: Some(1 << 20),
+        history_age: Some(plan.amount(Duration::from_secs(1), HISTORY)),
         ..Settings::clients(clients)
     };
     let stand = lab.stand(system, transport, &settings).await?;
@@ -81,7 +82,7 @@ async fn one(
         crowd.until_delivered(u64::from(first + count), QUIET).await;
     }
     // What the burst was read from leaves the history within its age.
-    sleep(plan.amount(SETTLE / 20, SETTLE * 2)).await;
+    sleep(plan.amount(SETTLE / 20, HISTORY + SETTLE)).await;
     if let Some(bytes) = per_client(stand.memory_bytes()) {
         draft.figure(figure::MEMORY_PER_CLIENT_AFTER_BURST_BYTES, bytes);
     }
