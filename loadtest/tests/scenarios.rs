@@ -8,15 +8,9 @@ use walcast_loadtest::lab::{self, Lab, Nginx, Redis};
 use walcast_loadtest::report::{Run, Scenario, System, Transport, figure};
 use walcast_loadtest::scenario::{self, Plan};
 
-/// The broker's program is built with the workspace's tests, not by these.
-fn lab() -> Option<Lab> {
-    match Lab::new(lab::Options { fsync: false, ..lab::Options::default() }) {
-        Ok(lab) => Some(lab),
-        Err(error) => {
-            println!("passed over: {error}");
-            None
-        }
-    }
+/// The broker's program is built with the workspace's tests, or by `cargo build -p walcast`.
+fn lab() -> Lab {
+    Lab::new(lab::Options { fsync: false, ..lab::Options::default() }).expect("`cargo build -p walcast` first")
 }
 
 async fn check(lab: &mut Lab, scenario: Scenario, transports: &[Transport], figures: &[&str]) {
@@ -63,7 +57,7 @@ async fn check_with(
 /// One after the other in one lab, as a user plays them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_of_waiting_clients() {
-    let Some(mut lab) = lab() else { return };
+    let mut lab = lab();
     let all = &Transport::ALL;
     check(&mut lab, Scenario::Idle, all, &[figure::MEMORY_PER_CLIENT_BYTES, figure::CPU_PERCENT]).await;
     check(&mut lab, Scenario::Wake, &[Transport::Poll], &[figure::CPU_US_PER_EVENT]).await;
@@ -79,7 +73,7 @@ async fn every_scenario_of_waiting_clients() {
 async fn a_given_server_is_left_clean() {
     let server = local::throwaway(throwaway::Options::for_tests()).await.unwrap();
     let options = lab::Options { database_url: Some(server.url("postgres")), ..lab::Options::default() };
-    let Ok(mut lab) = Lab::new(options) else { return };
+    let mut lab = Lab::new(options).expect("`cargo build -p walcast` first");
     check_with(&mut lab, Scenario::Arrive, &[Transport::Sse], vec![], &[]).await;
     lab.end().await.unwrap();
     let left = "do $$ begin
