@@ -10,7 +10,8 @@ use walcast_loadtest::scenario::{self, Plan};
 
 /// The broker's program is built with the workspace's tests, or by `cargo build -p walcast`.
 fn lab() -> Lab {
-    Lab::new(lab::Options { fsync: false, ..lab::Options::default() }).expect("`cargo build -p walcast` first")
+    Lab::new(lab::Options { fsync: false, ..lab::Options::default() })
+        .expect("`cargo build -p walcast` first")
 }
 
 async fn check(lab: &mut Lab, scenario: Scenario, transports: &[Transport], figures: &[&str]) {
