@@ -4,10 +4,12 @@
 //! What is served on an accepted [`Socket`] is for the [`Serve`] that it is given; [`http`] is the usual one.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -149,5 +151,10 @@ async fn refuse(mut socket: Socket) {
 
 /// Lets it take its time, unless patience ends.
 async fn cut_off(serving: Pin<Box<impl Future<Output = ()> + Send>>, house: Arc<House>) {
-    house.kill.run_until_cancelled(serving).await;
+    let serving = AssertUnwindSafe(serving).catch_unwind();
+    if let Some(Err(_)) = house.kill.run_until_cancelled(serving).await {
+        tracing::error!(
+            "the task of a connection panicked, and its client was cut off; this is a fault of walcast"
+        );
+    }
 }

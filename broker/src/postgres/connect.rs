@@ -53,6 +53,16 @@ pub struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
+    /// A search that knows no place but the one where an earlier attempt went.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub async fn back(target: &'a Target, to: &Failed) -> Result<Self, ConnectError> {
+        let mut attempts = Self::new(target).await?;
+        attempts.steps = VecDeque::from([to.step.clone()]);
+        Ok(attempts)
+    }
+
     /// Reads what comes from files, and starts the search.
     ///
     /// # Errors

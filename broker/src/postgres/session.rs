@@ -12,7 +12,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connect::{Attempts, check_attributes};
+use super::connect::{Attempts, Failed, check_attributes};
 use super::dsn::Target;
 use super::error::{ConnectError, ConnectErrorKind};
 use super::overheard::{Established, LastWords, Overheard};
@@ -64,6 +64,8 @@ pub struct Session {
     state: watch::Receiver<SessionState>,
     cut: CancellationToken,
     task: AbortOnDropHandle<()>,
+    /// Which of the target's servers it is on; known once it is open.
+    place: Option<Failed>,
 }
 
 impl Deref for Session {
@@ -106,7 +108,7 @@ impl Session {
             let late =
                 || ConnectError::new(ConnectErrorKind::Network, &at, "no answer to the startup in time");
             match tokio::time::timeout_at(attempt.deadline, startup).await.unwrap_or_else(|_| Err(late())) {
-                Ok(session) => return Ok(session),
+                Ok(session) => return Ok(Self { place: Some(rest), ..session }),
                 Err(error) => attempts.failed(&rest, error)?,
             }
         }
@@ -137,7 +139,12 @@ impl Session {
     pub async fn cancel(&self, target: &Target) {
         let token = self.client.cancel_token();
         let asked = async {
-            let attempt = Attempts::new(target).await?.next().await?;
+            // Of several hosts only this session's knows its key.
+            let mut attempts = match &self.place {
+                Some(place) => Attempts::back(target, place).await?,
+                None => Attempts::new(target).await?,
+            };
+            let attempt = attempts.next().await?;
             let (socket, _) = Overheard::new(attempt.socket);
             Ok::<_, ConnectError>(token.cancel_query_raw(socket, Established).await)
         };
@@ -148,7 +155,7 @@ impl Session {
 
     /// Ends the session and waits for it.
     pub async fn close(self) {
-        let Self { client, state: _, cut: _, task } = self;
+        let Self { client, state: _, cut: _, task, place: _ } = self;
         drop(client);
         // A server that does not take the goodbye loses the connection; `task` aborts when it is dropped.
         let _ = tokio::time::timeout(GOODBYE, task).await;
@@ -193,7 +200,7 @@ async fn startup(
             tell.send_replace(SessionState::Closed(closed));
         }
     }));
-    Ok(Session { client, state, cut, task })
+    Ok(Session { client, state, cut, task, place: None })
 }
 
 fn how_it_ended(result: Result<(), tokio_postgres::Error>, last_words: &LastWords) -> Closed {

@@ -36,11 +36,15 @@ impl<'a> Request<'a> {
         self.headers.nth(name, 0)
     }
 
+    /// All headers of this name.
+    pub(super) fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+        let headers = self.headers;
+        (0..).map_while(move |n| headers.nth(name, n))
+    }
+
     /// The items of all headers of this name, split at commas. What is not UTF-8 is left out.
     pub(super) fn words(&self, name: &'static str) -> impl Iterator<Item = &'a str> {
-        let headers = self.headers;
-        (0..)
-            .map_while(move |n| headers.nth(name, n))
+        self.all(name)
             .filter_map(|value| std::str::from_utf8(value).ok())
             .flat_map(|value| value.split(','))
             .map(str::trim)

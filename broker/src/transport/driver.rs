@@ -158,7 +158,8 @@ fn read(app: &App, bytes: &[u8]) -> (Head, usize) {
     };
     let headers: &[httparse::Header<'_>] = request.headers;
     let request = Request { path, query, headers: &headers };
-    let body = request.header("content-length").is_some_and(|length| length != b"0")
+    // All of them: which of two that differ counts is for hyper to refuse, and for a proxy in front to disagree on.
+    let body = request.all("content-length").any(|length| length != b"0")
         || request.header("transfer-encoding").is_some();
     // A fragment has no place in a target; hyper knows what to make of one.
     if body || request.header("expect").is_some() || target.contains('#') {

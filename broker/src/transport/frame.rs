@@ -6,7 +6,7 @@
 use std::io::Cursor;
 
 use bytes::Bytes;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
 
 /// The largest message from a client.
@@ -19,7 +19,8 @@ pub(super) enum Message {
     Binary,
     Ping(Vec<u8>),
     Pong,
-    Close,
+    /// With what the client gave as its code.
+    Close(Option<CloseCode>),
 }
 
 /// Why it cannot be understood.
@@ -64,7 +65,7 @@ impl Inbox {
         let message = match header.opcode {
             OpCode::Control(Control::Ping) => Some(Message::Ping(payload)),
             OpCode::Control(Control::Pong) => Some(Message::Pong),
-            OpCode::Control(Control::Close) => Some(Message::Close),
+            OpCode::Control(Control::Close) => Some(Message::Close(close_code(&payload)?)),
             OpCode::Data(kind) => self.take(kind, payload, header.is_final)?,
             OpCode::Control(Control::Reserved(_)) => return Err(Broken::Protocol),
         };
@@ -91,6 +92,18 @@ impl Inbox {
     }
 }
 
+fn close_code(payload: &[u8]) -> Result<Option<CloseCode>, Broken> {
+    match payload {
+        [] => Ok(None),
+        [a, b, reason @ ..] => {
+            let code = CloseCode::from(u16::from_be_bytes([*a, *b]));
+            let good = code.is_allowed() && std::str::from_utf8(reason).is_ok();
+            good.then_some(Some(code)).ok_or(Broken::Protocol)
+        }
+        [_] => Err(Broken::Protocol),
+    }
+}
+
 /// A frame as a server sends it.
 pub(super) fn encode(frame: Frame) -> Bytes {
     let mut wire = Vec::with_capacity(frame.len());
@@ -103,7 +116,6 @@ pub(super) fn encode(frame: Frame) -> Bytes {
 mod tests {
     use proptest::prelude::*;
     use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
-    use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
     use super::*;
 
@@ -139,11 +151,21 @@ mod tests {
         check(text(b"\xFF", true), Broken::Protocol);
         check(masked(OpCode::Control(Control::Ping), &[0; 126], true), Broken::Protocol);
         check(masked(OpCode::Control(Control::Ping), b"", false), Broken::Protocol);
+        check(masked(OpCode::Control(Control::Close), &[3], true), Broken::Protocol);
+        check(masked(OpCode::Control(Control::Close), &[3, 0xED], true), Broken::Protocol);
         check(text(&[b'a'; MESSAGE_BYTES_MAX + 1], true), Broken::TooBig);
         let half = [b'a'; MESSAGE_BYTES_MAX / 2 + 1];
         check([text(&half, false), more(&half, true)].concat(), Broken::TooBig);
         // It is refused by its header alone, before its bytes have come.
         check(vec![0x81, 0xFF, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0], Broken::TooBig);
+    }
+
+    #[test]
+    fn a_goodbye_has_the_clients_code() {
+        let close =
+            |payload: &[u8]| read_all(&masked(OpCode::Control(Control::Close), payload, true)).unwrap();
+        assert_eq!(close(&[3, 0xE8]), [Message::Close(Some(CloseCode::Normal))]);
+        assert_eq!(close(&[]), [Message::Close(None)]);
     }
 
     #[test]

@@ -127,6 +127,16 @@ impl App {
         self.drain.is_cancelled() || *self.away.borrow()
     }
 
+    /// Until they are, for whoever has no subscription.
+    async fn leave(self: Arc<Self>) {
+        let mut away = self.away.clone();
+        tokio::select! {
+            () = self.drain.cancelled() => {}
+            // Where whoever could say so is gone, only the drain is left.
+            true = async { away.wait_for(|away| *away).await.is_ok() } => {}
+        }
+    }
+
     /// Wakes all who wait whenever they are to leave; never ends. One task does it for all, so that each of
     /// thousands need not listen.
     async fn call_to_leave(&self) {

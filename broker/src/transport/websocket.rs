@@ -255,8 +255,11 @@ impl Link<'_> {
         let frame = CloseFrame { code: code.code().into(), reason: reason.into() };
         let handshake = async {
             if self.own(RawFrame::close(Some(frame))).await.is_ok() {
-                while self.socket.fill().await {
-                    self.socket.used(usize::MAX);
+                // Until the peer has said the same; what it said before is of no interest any more.
+                while let Ok(Some(message)) = poll_fn(|cx| self.poll_message(cx)).await {
+                    if matches!(message, Message::Close(_)) {
+                        break;
+                    }
                 }
             }
         };
@@ -311,6 +314,8 @@ struct Connection<'a> {
     beat: Beat,
     /// While a pong is due: what had been written with the ping.
     pinged_at: Option<u64>,
+    /// Fires when clients are to leave, while there is no session whose subscription would wake the task.
+    leave: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Which session is looked at first, so that a busy one does not keep another from catching up.
     first: usize,
 }
@@ -318,7 +323,9 @@ struct Connection<'a> {
 impl<'a> Connection<'a> {
     fn new(app: Arc<App>, socket: &'a mut Socket) -> Self {
         let beat = Beat::new(app.config.heartbeat);
+        let leave: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(Arc::clone(&app).leave());
         Self {
+            leave: Some(leave),
             app,
             link: Link { socket, inbox: Inbox::default() },
             sessions: Vec::new(),
@@ -349,6 +356,14 @@ impl<'a> Connection<'a> {
         }
         if self.beat.poll(cx).is_ready() {
             return Poll::Ready(Turn::Beat);
+        }
+        match &mut self.leave {
+            Some(leave) if self.sessions.is_empty() => {
+                if leave.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Turn::Drain);
+                }
+            }
+            leave => *leave = None,
         }
         self.first = self.first.wrapping_add(1);
         let confirmed = self.sessions.len() - self.unconfirmed;
@@ -426,13 +441,16 @@ impl<'a> Connection<'a> {
                 self.link.error(bad_frame("frames are JSON text, not binary".to_owned())).await
             }
             Message::Pong => {
-                self.pinged_at = None;
-                self.beat.moved();
+                // One that nobody asked for is no reason to be silent.
+                if self.pinged_at.take().is_some() {
+                    self.beat.moved();
+                }
                 Ok(())
             }
             Message::Ping(payload) => self.link.own(RawFrame::pong(payload)).await,
-            Message::Close => {
-                let _ = self.link.own(RawFrame::close(None)).await;
+            Message::Close(code) => {
+                let echo = code.map(|code| CloseFrame { code, reason: "".into() });
+                let _ = self.link.own(RawFrame::close(echo)).await;
                 Err(End::Gone)
             }
         }

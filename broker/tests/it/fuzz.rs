@@ -91,6 +91,7 @@ const HEADERS: &[&str] = &[
     "Content-Type: application/json",
     "Content-Type: text/\u{fc}",
     "Content-Length: 20",
+    "Content-Length: 0\r\nContent-Length: 20",
     "Content-Length: -1",
     "Content-Length: 99999999999999999999",
     "Transfer-Encoding: chunked",

@@ -334,8 +334,11 @@ async fn drain_says_goodbye_to_streams() {
     ws.expect("bookmark").await;
     edge.until_waiting(2).await;
     sse.id().await;
+    // It has not said yet what it wants to follow.
+    let mut silent = Ws::open(&edge, "").await;
     let head = edge.send("b", "1");
     edge.drain.cancel();
+    assert_eq!(u16::from(silent.close().await.code), 1001);
     let last = sse.block().await.unwrap();
     assert_eq!(last[0], ("id".to_owned(), head.to_string()));
     assert_eq!(last[1].0, "retry");
@@ -344,7 +347,7 @@ async fn drain_says_goodbye_to_streams() {
     let close = ws.close().await;
     assert_eq!(u16::from(close.code), 1001);
     assert!(close.reason.starts_with("retry="), "{}", close.reason);
-    drop((sse, ws));
+    drop((sse, ws, silent));
     within("it ends", edge.served).await.unwrap();
 }
 
