@@ -150,7 +150,12 @@ impl Checking<'_> {
             }
         }
         if facts.published == Some(false) {
-            self.error("name", "the publication does not hold the table", "run `walcast setup`");
+            let remedy = if self.rule.state {
+                "run `walcast setup`; a broker that ran meanwhile reads its values again at its next start"
+            } else {
+                "run `walcast setup`"
+            };
+            self.error("name", "the publication does not hold the table", remedy);
         }
         if let Some(list) = &facts.column_list {
             self.column_list(list);

@@ -35,11 +35,11 @@ impl From<walcast_wire::Reset> for Refusal {
     fn from(reset: walcast_wire::Reset) -> Self {
         let code = reset.reason.code();
         let detail = match code {
-            ProblemCode::EpochChanged => "the cursor belongs to another number line",
+            ProblemCode::EpochChanged => "the order of events that the cursor belongs to has ended",
             ProblemCode::Gap => "events after the cursor never reached this broker",
             _ => "the events after the cursor are no longer held",
         };
-        let detail = format!("{detail}; some may be lost to you: go on from `resume`");
+        let detail = format!("{detail}; you may have missed some: go on from `resume`");
         Self { resume: Some(reset.resume), ..Self::new(code, detail) }
     }
 }

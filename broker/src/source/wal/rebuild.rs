@@ -303,7 +303,7 @@ fn tell(config: &Config, reason: Reason) {
     let made = if stays { "begins a new generation" } else { "was made anew" };
     tracing::warn!(
         reason = reason.as_str(),
-        "the slot {} {made}: {}. Cursors of before end: clients are told epoch_changed and go on from now, current \
+        "the slot {} {made}: {}. Cursors of before end: clients are told epoch_changed and begin anew, current \
          values are read anew, and what was committed since the broker last read may not be delivered",
         config.slot,
         reason.what()
