@@ -4,14 +4,14 @@
 //! is decided by transaction id against the seed's snapshot, never by position: a transaction that the
 //! snapshot contains is older than the rows read, wherever its commit lies in the WAL.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use walcast_wire::{Op, Position, Topic, TopicPattern};
 
 use super::merge::merge;
-use crate::event::{Commit, Effect, Event, Outdated, Snapshot};
+use crate::event::{Commit, Effect, Event, Outdated, Snapshot, State};
 
 /// Bookkeeping that a value costs beside its bytes.
 const OVERHEAD_BYTES: usize = 256;
@@ -77,10 +77,6 @@ struct Seeding {
     departed: HashMap<Topic, Vec<Topic>>,
     /// Events that lack columns, by topic, since its row came there.
     lacking: HashMap<Topic, Vec<Position>>,
-    /// Values that were known before and that the rows read no longer hold: the stream has yet to say why.
-    gone: Vec<(Topic, Arc<str>)>,
-    /// Where the stream told of a row that only the seed puts among the values.
-    told: HashMap<Topic, Arc<str>>,
     cleared_tables: HashMap<Arc<str>, u32>,
 }
 
@@ -120,6 +116,8 @@ struct Left {
     topic: Topic,
     /// `None`: it was not known.
     value: Option<Value>,
+    /// An earlier record said that its row is no member.
+    absent: bool,
 }
 
 /// Whether an event goes on into history.
@@ -142,9 +140,10 @@ pub(super) struct Retained {
     known: bool,
     /// Tables to be read since their rules changed.
     due: BTreeMap<Arc<str>, Due>,
-    /// Where the stream told of a row of which only the seed knows whether it is a member.
-    doubtful: HashMap<Topic, Arc<str>>,
-    /// Where such a row turned out to be none.
+    /// Topics of which followers hold a value by what they were told, of each table whose values are not exact: of
+    /// all others the values say it.
+    told: HashMap<Arc<str>, HashSet<Topic>>,
+    /// Where they turned out to hold what is not there.
     misled: Vec<TopicPattern>,
 }
 
@@ -181,12 +180,25 @@ impl Retained {
 
     /// The rules of tables changed: they are to be read, by a seeding that has not begun yet.
     pub(super) fn outdate(&mut self, tables: &[Outdated]) {
-        for Outdated { table, topics, .. } in tables {
+        for Outdated { table, topics, withdrawn } in tables {
+            self.unsettle(table);
+            if *withdrawn {
+                // Followers begin anew: what they were told is nothing.
+                self.told.insert(Arc::clone(table), HashSet::new());
+            }
             let due = self.due.entry(Arc::clone(table)).or_default();
             due.begun = false;
             due.topics.extend(topics.iter().cloned());
             due.topics.sort_unstable();
             due.topics.dedup();
+        }
+    }
+
+    /// From now on the values of a table do not say what followers were told.
+    fn unsettle(&mut self, table: &Arc<str>) {
+        if self.settled_table(table) {
+            let values = self.values.iter().filter(|(_, value)| value.table == *table);
+            self.told.insert(Arc::clone(table), values.map(|(topic, _)| topic.clone()).collect());
         }
     }
 
@@ -203,15 +215,15 @@ impl Retained {
         self.settle = None;
         self.due.values_mut().for_each(|due| due.begun = false);
         for table in tables.iter() {
+            self.unsettle(table);
             // Nobody said where those are told whose rules are the same: anywhere.
             let anywhere = || Due { topics: TopicPattern::new("**").into_iter().collect(), begun: true };
             self.due.entry(Arc::clone(table)).or_insert_with(anywhere).begun = true;
         }
         // What one that broke off was to tell, this one tells.
-        let Seeding { snapshot, older, lacking, gone, told, .. } = self.seeding.take().unwrap_or_default();
+        let Seeding { snapshot, older, lacking, .. } = self.seeding.take().unwrap_or_default();
         let older = snapshot.map(|snapshot| (snapshot, self.round - 1)).or(older);
-        self.seeding =
-            Some(Seeding { tables, reading: true, older, lacking, gone, told, ..Seeding::default() });
+        self.seeding = Some(Seeding { tables, reading: true, older, lacking, ..Seeding::default() });
     }
 
     /// Takes rows read by seeding, unless the stream brought something newer; what they tell of events that the
@@ -268,15 +280,14 @@ impl Retained {
         let snapshot = &**seeding.snapshot.get_or_insert_with(|| Arc::clone(snapshot));
         let (round, bytes) = (self.round, &mut self.bytes);
         (seeding.departed, seeding.lacking) = (HashMap::new(), HashMap::new());
-        let (tables, gone) = (&seeding.tables, &mut seeding.gone);
-        self.values.retain(|topic, value| {
+        let tables = &seeding.tables;
+        self.values.retain(|_, value| {
             // Contained in the snapshot, yet not replaced by a row: the row was gone by then.
             let contained = value.xid().is_some_and(|xid| snapshot.contains(xid));
             let confirmed = value.round == round && !contained && !value.unsure;
             let keep = confirmed || !tables.contains(&value.table);
             if !keep {
                 *bytes -= value.cost_bytes();
-                gone.push((topic.clone(), Arc::clone(&value.table)));
             }
             value.path = Vec::new();
             keep
@@ -294,8 +305,8 @@ impl Retained {
         let settles = self.settle.is_some_and(|settle| head >= settle);
         if settles {
             let read = |table: &Arc<str>| self.due.get(table).is_none_or(|due| due.begun);
-            let doubtful = self.doubtful.extract_if(|_, table| read(table)).map(|(topic, _)| topic);
-            let misled = doubtful.filter(|topic| !self.values.contains_key(topic));
+            let told = self.told.extract_if(|table, _| read(table)).flat_map(|(_, topics)| topics);
+            let misled = told.filter(|topic| !self.values.contains_key(topic));
             self.misled.extend(misled.map(TopicPattern::from));
             if self.misled.len() > MISLED_MAX {
                 let begun = self.due.values().filter(|due| due.begun);
@@ -317,38 +328,44 @@ impl Retained {
         let (Some(state), Some(commit)) = (event.state.clone(), event.commit.clone()) else {
             return Verdict::Keep;
         };
-        let mut reading = None;
-        let settled = self.settled_table(&state.table);
-        if state.effect != Effect::PutIfPresent {
-            self.doubtful.remove(&event.topic);
+        let (table, clears) = (Arc::clone(&state.table), state.effect == Effect::Clear);
+        let verdict = self.change(event, state, &commit);
+        if verdict == Verdict::Keep && !self.settled_table(&table) {
+            let told = self.told.entry(table).or_default();
+            if clears {
+                told.remove(&event.topic)
+            } else {
+                told.insert(event.topic.clone())
+            };
         }
+        verdict
+    }
+
+    fn change(&mut self, event: &mut Event, state: State, commit: &Commit) -> Verdict {
+        let (mut reading, mut absent) = (None, false);
+        let settled = self.settled_table(&state.table);
+        let to_come = match self.due.get(&state.table) {
+            Some(due) => !due.begun,
+            None => !self.known && self.seeding.is_none(),
+        };
         if let Some(seeding) = &mut self.seeding
             && seeding.tables.contains(&state.table)
         {
-            if state.effect == Effect::Clear {
-                seeding.told.remove(&event.topic);
-            }
             if seeding.contains(commit.xid) {
-                if state.effect == Effect::PutIfPresent {
-                    self.doubtful.insert(event.topic.clone(), Arc::clone(&state.table));
-                }
                 if state.effect != Effect::Clear {
                     let value = self.values.get(&event.topic);
                     if let Some(value) = value.filter(|value| seeding.current(value, self.round)) {
                         merge_unchanged(event, &value.event.data);
                     }
-                    // Where nothing was ever known, a TRUNCATE voids everything.
-                    if self.known {
-                        seeding.told.insert(event.topic.clone(), state.table);
-                    }
                 }
                 seeding.note_lacking(event, state.effect);
                 return Verdict::Keep;
             }
-            match state.effect {
+            let before = match state.effect {
                 Effect::Clear if seeding.reading => seeding.cleared.insert(event.topic.clone(), commit.xid),
                 _ => seeding.cleared.remove(&event.topic),
             };
+            absent = before.is_some();
             reading = Some(seeding).filter(|seeding| seeding.reading);
         }
         if state.effect == Effect::Clear {
@@ -360,10 +377,12 @@ impl Retained {
                 seeding.note_lacking(event, state.effect);
             }
             let topic = event.topic.clone();
-            self.left = Some(Left { position: event.position, table: state.table, topic, value });
+            absent &= value.is_none();
+            self.left = Some(Left { position: event.position, table: state.table, topic, value, absent });
             return Verdict::Keep;
         }
         let moved = self.left.take().filter(|it| it.position == event.position && it.table == state.table);
+        absent = moved.as_ref().map_or(absent, |it| it.absent);
         let (from, mut left) = moved.map(|it| (it.topic, it.value)).unzip();
         // A row that comes from elsewhere has nothing to do with what the topic held.
         let old = match &mut left {
@@ -378,17 +397,23 @@ impl Retained {
         let same =
             |old: &Value| whole && from.is_none() && event.op == Op::Update && old.event.data == event.data;
         match &old {
-            // Only a seed that is still reading may yet say that the row is a member.
-            None if reading.is_none() && state.effect == Effect::PutIfPresent => return Verdict::Drop,
+            // Nothing has said since that the row is a member again.
+            None if absent && state.effect == Effect::PutIfPresent => {
+                if let Some(seeding) = reading {
+                    seeding.cleared.insert(event.topic.clone(), commit.xid);
+                }
+                return Verdict::Drop;
+            }
+            // Only a seed that is still reading, or is to come, may yet say that the row is a member.
+            None if reading.is_none() && !to_come && state.effect == Effect::PutIfPresent => {
+                return Verdict::Drop;
+            }
             Some(old) if settled && same(old) => return Verdict::Drop,
             _ => {}
         }
         // What was a member before the seeding need not be one by the rules of now.
         let member = |old: &Value| !old.unsure && (reading.is_none() || old.round == self.round);
         let unsure = state.effect == Effect::PutIfPresent && !old.as_deref().is_some_and(member);
-        if state.effect == Effect::PutIfPresent && !settled {
-            self.doubtful.insert(event.topic.clone(), Arc::clone(&state.table));
-        }
         let mut path = old.map(|old| std::mem::take(&mut old.path)).unwrap_or_default();
         path.extend(from.map(|from| (from, commit.xid)));
         let event_now = Arc::new(event.clone());
@@ -426,9 +451,8 @@ impl Retained {
                 seeding.cleared_tables.insert(Arc::clone(table), commit.xid);
             }
         }
-        let known = self.known;
-        let doubtful = self.doubtful.extract_if(|_, of| of == table).map(|(topic, _)| topic);
-        let mut topics: Vec<Topic> = doubtful.filter(|_| known).collect();
+        let told = self.told.get_mut(table).map(std::mem::take);
+        let mut topics: Vec<Topic> = told.into_iter().flatten().collect();
         let bytes = &mut self.bytes;
         self.values.retain(|topic, value| {
             // Rows that the seed found were inserted behind a TRUNCATE that it contains.
@@ -439,16 +463,6 @@ impl Retained {
             }
             !gone
         });
-        if let Some(seeding) = &mut self.seeding {
-            let told = seeding.told.extract_if(|_, of| of == table);
-            topics.extend(told.map(|(topic, _)| topic));
-            if contained {
-                // Emptied before the rows were read: of what is no longer there, this is what is told.
-                let emptied = seeding.gone.extract_if(.., |(_, of)| of == table);
-                let emptied = emptied.map(|(topic, _)| topic);
-                topics.extend(emptied.filter(|topic| !self.values.contains_key(topic)));
-            }
-        }
         topics.sort_unstable();
         topics.dedup();
         topics

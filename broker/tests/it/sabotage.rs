@@ -125,8 +125,12 @@ async fn window(server: &Server, fault: &str) -> bool {
     );
     let place = || server.sql(&floor).parse::<u64>().unwrap();
     let before = place();
-    // The floor has a way to go.
+    // The floor has a way to go, and goes it at once: not before there is an event, for then it would be whole.
+    let first = connect(&it.crowd.url).await;
+    it.broker.signal("STOP");
     server.sql("SELECT pg_switch_wal()");
+    publish(&first, 9, 1).await.unwrap();
+    it.broker.signal("CONT");
     it.begin().await;
     until("the floor moves", async || place() > before + (8 << 20)).await;
     it.kill().await;

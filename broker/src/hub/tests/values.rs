@@ -462,6 +462,77 @@ fn a_truncate_is_told_of_what_was_told_while_the_seed_had_yet_to_say_it() {
 }
 
 #[test]
+fn a_truncate_that_the_seed_contains_is_told_of_what_was_told_before_the_seed_read_anything() {
+    let mut feed = Feed::settled(100);
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.begin_seed();
+    feed.send(vec![put(101, 15, "vm/a", "1")]);
+    feed.seed("20:20:", vec![seeded("vm/b", "2")]);
+    let (position, commit) = (Position::new(105, 1), commit(105, 17));
+    feed.send(vec![Entry::ClearTable { position, table: "public.vms".into(), commit, partial: false }]);
+    assert_eq!(events(&mut vm, 10), ["101:1 vm/a update 1", "105:1 vm/a truncate null"]);
+}
+
+#[test]
+fn a_truncate_is_told_of_what_was_told_since_a_seed_that_other_rules_made_void() {
+    let mut feed = Feed::settled(100);
+    feed.begin_seed();
+    feed.end_seed("20:20:", Position::before(110));
+    feed.note(outdated("public.vms", &["vm/*"], true));
+    feed.send(vec![put(103, 15, "vm/a", "1")]);
+    let mut vm = feed.subscribe(&["vm/*"], From::After(Cursor::new(feed.epoch, Position::before(103))));
+    feed.send_upto(vec![], Position::before(112));
+    let (position, commit) = (Position::new(115, 1), commit(115, 17));
+    feed.send(vec![Entry::ClearTable { position, table: "public.vms".into(), commit, partial: false }]);
+    assert_eq!(events(&mut vm, 10), ["103:1 vm/a update 1", "115:1 vm/a truncate null"]);
+}
+
+#[test]
+fn who_holds_what_no_event_took_away_begins_anew_when_the_values_are_exact() {
+    let mut feed = Feed::settled(100);
+    feed.send(vec![put(101, 10, "vm/a", "1")]);
+    let mut vm = feed.subscribe(&["vm/a"], From::Now);
+    feed.begin_seed();
+    feed.end_seed("20:20:", feed.head);
+    feed.send_upto(vec![], Position::before(110));
+    feed.send(vec![message(111, 1, "x")]);
+    assert_eq!(events(&mut vm, 10), ["reset Gap"]);
+}
+
+#[test]
+fn a_row_that_an_event_took_away_is_not_taken_back_by_one_that_cannot_tell() {
+    let mut feed = Feed::settled(100);
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.begin_seed();
+    let untold = |lsn, topic| state(lsn, 25, topic, Op::Update, Effect::PutIfPresent, "2");
+    // It no longer matches, is then changed in a column that is not asked for, and moves.
+    feed.send(vec![clear(101, 25, "vm/a")]);
+    feed.send(vec![untold(103, "vm/a")]);
+    feed.send(vec![clear(105, 25, "vm/a"), untold(105, "vm/b")]);
+    feed.seed("20:20:", vec![seeded("vm/a", "1")]);
+    feed.end_seed("20:20:", feed.head);
+    assert_eq!(events(&mut vm, 10), [r#"101:1 vm/a delete {"id":1}"#, r#"105:1 vm/a delete {"id":1}"#]);
+    assert!(feed.subscribe(&["vm/*"], From::Current).next(10).now_or_never().is_none());
+}
+
+#[test]
+fn a_change_that_cannot_tell_is_told_where_a_seed_is_to_come() {
+    let mut feed = Feed::settled(100);
+    feed.begin_seed();
+    feed.end_seed("20:20:", Position::before(104));
+    feed.note(outdated("public.vms", &["vm/*"], true));
+    let mut vm = feed.subscribe(&["vm/*"], From::Now);
+    feed.send(vec![state(103, 25, "vm/a", Op::Update, Effect::PutIfPresent, "2")]);
+    assert_eq!(events(&mut vm, 10), ["reset Gap"]);
+    feed.send_upto(vec![], Position::before(105));
+    feed.begin_seed();
+    feed.seed("30:30:", vec![seeded("vm/a", "2")]);
+    feed.end_seed("30:30:", feed.head);
+    feed.send_upto(vec![], Position::before(106));
+    assert_eq!(events(&mut vm, 10), ["103:1 vm/a update 2"]);
+}
+
+#[test]
 fn told_columns_do_not_come_from_a_value_that_is_behind_the_seed() {
     let mut feed = Feed::settled(100);
     feed.send(vec![put(101, 10, "vm/a", r#"{"logs":"old"}"#)]);
@@ -499,6 +570,7 @@ fn who_waited_for_values_while_rules_changed_is_told_nothing_of_the_old_ones() {
     feed.note(outdated("public.vms", &["vm/*"], true));
     feed.send(vec![put(103, 11, "vm/b", "1")]);
     feed.begin_seed();
+    feed.seed("20:20:", vec![seeded("vm/b", "1")]);
     feed.end_seed("20:20:", feed.head);
     feed.send(vec![put(105, 25, "vm/c", "1")]);
     assert_eq!(events(&mut early, 1), ["reset Gap"]);
