@@ -352,6 +352,8 @@ impl Retained {
             && seeding.tables.contains(&state.table)
         {
             if seeding.contains(commit.xid) {
+                // What the seed says of it is newer.
+                seeding.cleared.remove(&event.topic);
                 if state.effect != Effect::Clear {
                     let value = self.values.get(&event.topic);
                     if let Some(value) = value.filter(|value| seeding.current(value, self.round)) {
@@ -402,6 +404,8 @@ impl Retained {
                 if let Some(seeding) = reading {
                     seeding.cleared.insert(event.topic.clone(), commit.xid);
                 }
+                // A broker that did not know it may have told it before a restart.
+                self.told.entry(state.table).or_default().insert(event.topic.clone());
                 return Verdict::Drop;
             }
             // Only a seed that is still reading, or is to come, may yet say that the row is a member.
