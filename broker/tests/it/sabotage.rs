@@ -126,6 +126,7 @@ async fn window(server: &Server, fault: &str) -> bool {
     let place = || server.sql(&floor).parse::<u64>().unwrap();
     let before = place();
     // The floor has a way to go, and goes it at once: not before there is an event, for then it would be whole.
+    it.crowd.begin_here().await;
     let first = connect(&it.crowd.url).await;
     it.broker.signal("STOP");
     server.sql("SELECT pg_switch_wal()");

@@ -92,12 +92,19 @@ impl Crowd {
         self.broker.send_replace(Some(client.clone()));
     }
 
-    /// Sets everybody to work, from the broker's present head on.
-    pub(crate) async fn begin(&mut self, size: Size) {
+    /// Everybody begins at the broker's present head.
+    pub(crate) async fn begin_here(&mut self) {
         let broker = self.broker.borrow().clone().unwrap();
         let mut now = EventsRequest::new(patterns(&["**"])).after(After::Now);
         now.wait = Some(Duration::ZERO);
         self.start = Some(broker.poll(&now).await.unwrap().cursor);
+    }
+
+    /// Sets everybody to work, from the broker's present head on unless it was said before.
+    pub(crate) async fn begin(&mut self, size: Size) {
+        if self.start.is_none() {
+            self.begin_here().await;
+        }
         for number in 0..size.followers {
             let writer = number as u32 % size.writers + 1;
             match number {
