@@ -28,7 +28,8 @@ pub enum Message {
     },
     /// Events may be missing before what follows. What was derived from earlier ones is to be rebuilt.
     Reset(Reset),
-    /// The broker refused a frame of ours; the stream goes on.
+    /// The broker refused a frame of ours, and the stream goes on; or it cannot serve the stream now, and
+    /// [`Self::Bye`] follows. Long-poll says this by [`Error::Problem`].
     Refused {
         /// Stable code.
         code: ProblemCode,

@@ -28,6 +28,11 @@ impl Failure {
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
+
+    /// The broker refused, and said so within a stream.
+    pub(super) fn refused(code: ProblemCode, detail: &str) -> Self {
+        Self::new(of_refusal(code), format!("the broker refused ({code}): {detail}"))
+    }
 }
 
 impl fmt::Display for Failure {
@@ -36,16 +41,23 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What a refusal ends a command with, whether it came as an answer's status or within a stream.
+fn of_refusal(code: ProblemCode) -> u8 {
+    match code {
+        ProblemCode::BodyTooLarge | ProblemCode::Rejected | ProblemCode::IdempotencyConflict => DATA,
+        _ => match code.status() {
+            400 => USAGE,
+            429 | 503 => UNAVAILABLE,
+            _ => OTHER,
+        },
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Url { .. } | Error::Request(_) => USAGE,
-            Error::Problem { problem, .. } => match problem.code {
-                ProblemCode::BodyTooLarge | ProblemCode::Rejected | ProblemCode::IdempotencyConflict => DATA,
-                _ if problem.status == 400 => USAGE,
-                _ if error.is_unavailable() => UNAVAILABLE,
-                _ => OTHER,
-            },
+            Error::Problem { problem, .. } => of_refusal(problem.code),
             _ if error.is_unavailable() => UNAVAILABLE,
             _ => OTHER,
         };

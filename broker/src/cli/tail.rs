@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use walcast_client::wire::{Op, Reset, TopicPattern};
-use walcast_client::{After, Client, Event, EventsRequest, Message, Transport};
+use walcast_client::{After, Client, Event, EventsRequest, Message, Stream, Transport};
 
 use super::exit::{self, Failure};
 
@@ -82,7 +82,8 @@ async fn follow(
     let mut stream = Client::new(&args.url)?.open(args.transport, request).await?;
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {
-        let line = match stream.next().await? {
+        let message = stream.next().await.map_err(|error| resumable(error.into(), &stream))?;
+        let line = match message {
             Some(Message::Event(event)) => {
                 left -= 1;
                 style.event(&event)
@@ -95,14 +96,11 @@ async fn follow(
             }
             Some(Message::Subscribed { .. }) => continue,
             Some(Message::Refused { code, detail }) => {
-                return Err(Failure::new(exit::OTHER, format!("the broker refused ({code}): {detail}")));
+                return Err(resumable(Failure::refused(code, &detail), &stream));
             }
             Some(Message::Bye { .. }) | None => {
-                let mut message = "the broker ended the stream".to_owned();
-                if let Some(cursor) = stream.subscription().cursor() {
-                    let _ = write!(message, "; go on with --after {cursor}");
-                }
-                return Err(Failure::new(exit::UNAVAILABLE, message));
+                let failure = Failure::new(exit::UNAVAILABLE, "the broker ended the stream");
+                return Err(resumable(failure, &stream));
             }
         };
         match writeln!(out, "{line}").and_then(|()| out.flush()) {
@@ -113,6 +111,16 @@ async fn follow(
         }
     }
     Ok(())
+}
+
+/// With it, where to go on once the broker is back, if it named a place.
+fn resumable(mut failure: Failure, stream: &Stream) -> Failure {
+    if let Some(cursor) = stream.subscription().cursor()
+        && failure.code == exit::UNAVAILABLE
+    {
+        let _ = write!(failure.message, "; go on with --after {cursor}");
+    }
+    failure
 }
 
 #[derive(Serialize)]

@@ -69,7 +69,7 @@ impl Default for Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubscribeError {
     /// No stream has begun yet.
-    #[error("the broker has not reached Postgres yet; try again shortly")]
+    #[error("no stream from Postgres has begun on this broker yet; try again shortly, its /readyz says why")]
     NotStarted,
     /// One subscription asks for too much.
     #[error("at most {max} topics in one subscription; use a pattern")]

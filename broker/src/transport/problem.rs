@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use walcast_wire::{Cursor, Problem, ProblemCode};
 
 use super::reply::Reply;
+use crate::hub::SubscribeError;
 
 /// A refused call.
 #[derive(Debug)]
@@ -44,28 +45,45 @@ impl From<walcast_wire::Reset> for Refusal {
     }
 }
 
+impl From<SubscribeError> for Refusal {
+    fn from(error: SubscribeError) -> Self {
+        let code = match error {
+            SubscribeError::NotStarted => ProblemCode::Unavailable,
+            SubscribeError::TooManyTopics { .. } => ProblemCode::BadParameter,
+            SubscribeError::Overloaded => ProblemCode::Overloaded,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 /// Seconds after which a refused client may come back, spread so that a crowd does not come at once.
 pub(crate) fn retry_after() -> HeaderValue {
     HeaderValue::from(rand::random_range(1_u32..=10))
 }
 
 impl Refusal {
-    /// The answer that says so.
-    pub(crate) fn into_reply(self) -> Reply {
-        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    /// The problem document, on one line.
+    pub(crate) fn into_json(self) -> Vec<u8> {
         let problem = Problem {
             title: self.code.title(),
-            status: status.as_u16(),
+            status: self.code.status(),
             code: self.code,
             detail: self.detail,
             resume: self.resume,
         };
+        // Plain data with string keys: serialising it cannot fail.
+        serde_json::to_vec(&problem).unwrap_or_default()
+    }
+
+    /// The answer that says so.
+    pub(crate) fn into_reply(self) -> Reply {
+        let code = self.code;
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut reply = Reply::new(status)
             .with(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))
             .with(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        // Plain data with string keys: serialising it cannot fail.
-        reply.body.share(serde_json::to_vec(&problem).unwrap_or_default().into());
-        if matches!(self.code, ProblemCode::Overloaded | ProblemCode::Unavailable) {
+        reply.body.share(self.into_json().into());
+        if matches!(code, ProblemCode::Overloaded | ProblemCode::Unavailable) {
             reply = reply.with(header::RETRY_AFTER, retry_after());
         }
         reply

@@ -8,7 +8,7 @@ use walcast_wire::{Cursor, ProblemCode, Reset, TopicPattern};
 use super::App;
 use super::problem::Refusal;
 use super::query::After;
-use crate::hub::{CurrentValues, Delivery, Encoded, SubscribeError, Subscription};
+use crate::hub::{CurrentValues, Delivery, Encoded, Subscription};
 
 /// Events taken from the hub at a time.
 const PIECE: usize = 64;
@@ -42,14 +42,7 @@ impl Session {
         if *app.away.borrow() {
             return Err(Refusal::unavailable("another broker leads; ask again"));
         }
-        let subscription = app.hub.subscribe(topics, After::start(after)).map_err(|error| {
-            let code = match error {
-                SubscribeError::NotStarted => ProblemCode::Unavailable,
-                SubscribeError::TooManyTopics { .. } => ProblemCode::BadParameter,
-                SubscribeError::Overloaded => ProblemCode::Overloaded,
-            };
-            Refusal::new(code, error.to_string())
-        })?;
+        let subscription = app.hub.subscribe(topics, After::start(after))?;
         let cursor = subscription.cursor();
         Ok(Self { subscription, reset: None, cursor })
     }

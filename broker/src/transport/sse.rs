@@ -1,7 +1,7 @@
 //! Server-sent events, for `EventSource` and for `curl -N`.
 //!
 //! An `EventSource` gives up for ever on any answer but 200, so what time can mend is said in the stream:
-//! a reset as an event of its own, overload and drain as `retry:` and an end.
+//! a reset or a problem as an event of its own, then, as at a drain, `retry:` and an end.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -40,7 +40,10 @@ pub(super) fn open(app: Arc<App>, ask: Ask) -> Result<Events, Refusal> {
         }
         Err(refusal) if refusal.code.status() < 429 => return Err(refusal),
         Err(refusal) => {
-            start.copy(format!(": {}\n", refusal.detail).as_bytes());
+            start.copy(b"event: problem\ndata: ");
+            // JSON holds no raw line break.
+            start.copy(&refusal.into_json());
+            start.copy(b"\n");
             retry(&mut start, 2_000..15_000);
             None
         }

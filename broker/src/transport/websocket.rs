@@ -29,7 +29,7 @@ use super::problem::Refusal;
 use super::query::{After, Ask};
 use super::session::{Page, Session, units};
 use super::{App, Config};
-use crate::hub::{CurrentValues, Encoded};
+use crate::hub::{CurrentValues, Encoded, SubscribeError};
 use crate::listen::{House, Socket};
 
 /// Events sent at a time.
@@ -540,7 +540,7 @@ impl<'a> Connection<'a> {
         // A cursor of another number line counts as furthest: it makes the client hear of its reset.
         let cursor = cursors.min_by_key(|c| (head.is_none_or(|head| head.epoch == c.epoch), c.position));
         let Some(cursor) = cursor.or(head) else {
-            return self.link.error(Refusal::unavailable("the broker has not reached Postgres yet")).await;
+            return self.link.error(SubscribeError::NotStarted.into()).await;
         };
         let topics = sessions.iter().flat_map(|session| session.topics().iter().cloned()).collect();
         // Until a bookmark follows, the client keeps this cursor.

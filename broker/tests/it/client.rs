@@ -1,5 +1,6 @@
 //! Our own client against the real HTTP side: the three transports tell one story.
 
+use walcast::{hub, transport::Config};
 use walcast_client::{Client, EventsRequest, Message, Stream, Transport};
 use walcast_wire::Op;
 
@@ -62,5 +63,25 @@ async fn the_client_hears_goodbye_on_streams() {
                 other => panic!("{other:?}"),
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn the_client_hears_on_streams_why_it_is_not_served() {
+    let edge = Edge::unstarted(Config::default(), hub::Config::default()).await;
+    let client = Client::new(&format!("http://{}", edge.address)).unwrap();
+    let why = client.poll(&EventsRequest::new(["a".parse().unwrap()])).await.unwrap_err();
+    let why = why.problem().unwrap().clone();
+    for transport in [Transport::Sse, Transport::WebSocket] {
+        let request = EventsRequest::new(["a".parse().unwrap()]);
+        let mut stream = client.open(transport, request).await.unwrap();
+        match within("the reason", stream.next()).await.unwrap() {
+            Some(Message::Refused { code, detail }) => {
+                assert_eq!((code, detail), (why.code, why.detail.clone()), "{transport}");
+            }
+            other => panic!("{transport}: {other:?}"),
+        }
+        let end = within("the end", stream.next()).await.unwrap();
+        assert!(matches!(end, Some(Message::Bye { retry: Some(_) })), "{transport}: {end:?}");
     }
 }

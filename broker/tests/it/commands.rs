@@ -156,6 +156,43 @@ async fn tail_and_publish_meet_on_every_transport() {
 }
 
 #[tokio::test]
+async fn a_tail_says_on_every_transport_why_it_ends_and_where_to_go_on() {
+    let name = "commands_cut";
+    let broker = serving(name).await;
+    let standby = Process::on(&broker.file).await;
+    standby.unready("another broker leads").await;
+    let session = server::connect(name, "postgres").await;
+    sql(&session, "INSERT INTO vms VALUES ('a', 1)").await;
+    let mut tails = Vec::new();
+    for transport in Transport::ALL {
+        let transport = format!("--transport={transport}");
+        let ended = run(&["tail", "vm/*", "--url", &standby.url(), &transport]).await;
+        ended.failed(69, &["the broker refused (unavailable): another broker leads"]);
+        let mut tail = Running::start(walcast(&["tail", "vm/*", "jobs", "--url", &broker.url(), &transport]));
+        tail.until("vm/a").await;
+        tails.push(tail);
+    }
+    // A standby takes it, for it is a commit in Postgres.
+    run(&["publish", "jobs", "1", "--url", &standby.url()]).await.succeeded();
+    for tail in &mut tails {
+        tail.until("jobs message 1").await;
+    }
+    broker.signal("KILL");
+    standby.ready().await;
+    sql(&session, "SELECT walcast.publish('jobs', '2')").await;
+    for tail in tails {
+        let ended = tail.end().await;
+        ended.failed(69, &["; go on with --after "]);
+        let cursor = ended.err.trim_end().rsplit(' ').next().unwrap();
+        let ended = run(&["tail", "jobs", "--url", &standby.url(), "--after", cursor, "--limit=1"]).await;
+        assert!(ended.succeeded().trim_end().ends_with("jobs message 2"), "{ended:?}");
+    }
+    let path = standby.file.clone();
+    standby.stop().await.succeeded();
+    run(&["teardown", "--config", &path]).await.succeeded();
+}
+
+#[tokio::test]
 async fn printed_sql_makes_a_broker_that_runs_with_few_rights() {
     let name = "commands_rights";
     server::create(name).await;

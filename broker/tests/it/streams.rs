@@ -144,9 +144,14 @@ async fn a_quiet_stream_breathes_and_moves_on() {
 async fn a_stream_is_never_refused_for_what_time_mends() {
     let edge = Edge::unstarted(Config::default(), hub::Config::default()).await;
     let mut sse = Sse::open(&edge, "/v1/events?topic=a", "").await;
-    let block = sse.block().await.unwrap();
-    assert_eq!((block[0].0.as_str(), block[1].0.as_str()), ("", "retry"));
+    let (name, id, problem) = sse.event().await;
+    assert_eq!((name.as_str(), id, &problem["code"]), ("problem", None, &"unavailable".into()));
+    assert_eq!(problem, serde_json::to_value(edge.get("/v1/events?topic=a").await.problem()).unwrap());
     assert_eq!(sse.block().await, None);
+    // In the same block as the delay, for an EventSource comes back after it.
+    let mut sse = Sse::open(&edge, "/v1/events?topic=a", "").await;
+    let block = sse.block().await.unwrap();
+    assert_eq!(block.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["event", "data", "retry"]);
 }
 
 pub(crate) struct Ws(WebSocketStream<TcpStream>);

@@ -100,6 +100,11 @@ impl SseStream {
                 self.subscription.reset(reset.resume);
                 Some(Message::Reset(reset))
             }
+            // Said here and not by the status, which an EventSource could not get over. The end follows.
+            ("problem", Some(data)) => {
+                let problem: walcast_wire::Problem = self.json(data)?;
+                Some(Message::Refused { code: problem.code, detail: problem.detail })
+            }
             // A later broker may say more.
             _ => None,
         };

@@ -40,7 +40,7 @@ pub enum ProblemCode {
     Rejected,
     /// Too many connections, topics or subscriptions; retry later.
     Overloaded,
-    /// Starting, draining, or without Postgres; retry later.
+    /// Starting, standing by, draining, or without Postgres; retry later.
     Unavailable,
     /// A fault of the broker; the log has the details.
     Internal,
