@@ -50,10 +50,15 @@ pub enum NodeError {
     #[error("{}", rules(.0))]
     Rules(Vec<RuleError>),
     /// An address cannot be listened on.
-    #[error("{key}: cannot listen on {address}: {error}; is another walcast running?")]
+    #[error(
+        "{key}: cannot listen on {address}: {error}; {}choose another address by {flag}, or by {key}",
+        if .error.kind() == std::io::ErrorKind::AddrInUse { "is another walcast running? Else " } else { "" }
+    )]
     Listen {
         /// The key that names it.
         key: &'static str,
+        /// The flag that goes before the key.
+        flag: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -121,8 +126,8 @@ impl Node {
         let target = config.postgres.target(|name| std::env::var(name).ok())?;
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
         let health = Arc::new(Health::new(config.source.lease * 2));
-        let http = bind("http.listen", config.http.listen).await?;
-        let admin = bind("admin.listen", config.admin.listen).await?;
+        let http = bind("http.listen", "--listen", config.http.listen).await?;
+        let admin = bind("admin.listen", "--admin-listen", config.admin.listen).await?;
         let parts = Arc::new(Parts {
             companion,
             health,
@@ -155,7 +160,8 @@ impl Node {
             let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
             let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
             let away = parts.health.standing_by();
-            let serving = transport::serve(http.0, parts.config.http.clone(), hub, publisher, drain, away);
+            let config = parts.config.http.clone();
+            let serving = transport::serve(http.0, config, hub, publisher, drain, away, admin.1);
             let gone = parts.clients_gone.clone().drop_guard();
             async move {
                 let _gone = gone;
@@ -262,8 +268,12 @@ async fn first_failure(
     Ok(())
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    let failed = |error| NodeError::Listen { key, address, error };
+async fn bind(
+    key: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let failed = |error| NodeError::Listen { key, flag, address, error };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))

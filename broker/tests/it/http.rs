@@ -231,9 +231,26 @@ async fn before_the_stream_requests_are_asked_to_come_back() {
     let edge = Edge::unstarted(Config::default(), hub::Config::default()).await;
     for target in ["/v1/events?topic=a", "/v1/state/a"] {
         let answer = edge.get(target).await;
-        assert_eq!(answer.problem().code.as_str(), "unavailable");
+        let problem = answer.problem();
+        assert_eq!(problem.code.as_str(), "unavailable");
+        // Whatever it is that keeps it from beginning: a standby says this, too.
+        assert!(
+            problem.detail.starts_with("no stream from Postgres has begun on this broker yet"),
+            "{problem:?}"
+        );
         assert!(answer.headers["retry-after"].parse::<u32>().unwrap() > 0);
     }
+}
+
+#[tokio::test]
+async fn who_looks_for_health_here_is_told_where_it_is() {
+    let edge = Edge::start().await;
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let problem = edge.get(path).await.problem();
+        assert_eq!(problem.status, 404);
+        assert!(problem.detail.contains("127.0.0.1:8481 (`admin.listen`)"), "{problem:?}");
+    }
+    assert_eq!(edge.get("/ready").await.problem().detail, "no such path: /ready");
 }
 
 #[tokio::test]

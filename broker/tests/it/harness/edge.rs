@@ -1,5 +1,6 @@
 //! The HTTP side alone: a real hub behind a real listener, fed by hand.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -78,7 +79,9 @@ impl Edge {
         let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
         let away = watch::channel(false).1;
-        let serving = transport::serve(listener, config, Arc::clone(&hub), publisher, drain.clone(), away);
+        let admin = SocketAddr::from(([127, 0, 0, 1], 8481));
+        let (theirs, end) = (Arc::clone(&hub), drain.clone());
+        let serving = transport::serve(listener, config, theirs, publisher, end, away, admin);
         let served = tokio::spawn(serving);
         Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }
