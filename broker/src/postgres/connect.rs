@@ -12,7 +12,7 @@ use rand::seq::SliceRandom;
 use rustls::ClientConfig;
 use tokio::time::Instant;
 
-use super::dsn::{Attributes, Host, HostPort, Target};
+use super::dsn::{self, Attributes, Host, HostPort, Target};
 use super::error::{ConnectError, ConnectErrorKind as Kind};
 use super::password::{self, Lookup, Secret};
 use super::socket::{Socket, TlsError};
@@ -187,7 +187,12 @@ impl<'a> Attempts<'a> {
     }
 
     fn at(&self, host: &HostPort) -> String {
-        format!("{host} as {}, database {}", self.target.user, self.target.database)
+        let Target { user, database, .. } = self.target;
+        let unnamed = match self.target.unnamed {
+            true => format!(" (no connection string is given: {})", dsn::REMEDY),
+            false => String::new(),
+        };
+        format!("{host} as {user}, database {database}{unnamed}")
     }
 
     async fn password(&self, host: &HostPort) -> (Option<Secret>, Option<String>) {

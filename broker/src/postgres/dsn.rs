@@ -45,6 +45,8 @@ pub struct Target {
     pub attributes: Attributes,
     /// Whether hosts are tried in random order.
     pub shuffle: bool,
+    /// There is no connection string, nor a variable that names a host: it is this machine's default server.
+    pub unnamed: bool,
 }
 
 /// One place to try.
@@ -92,6 +94,9 @@ pub enum Attributes {
     /// A standby.
     Standby,
 }
+
+/// Where there is no connection string.
+pub(super) const REMEDY: &str = "set DATABASE_URL, or `postgres.url`, or --database-url";
 
 /// Keys that mean something here, with the environment variable that stands in for them.
 const KEYS: &[(&str, &str)] = &[
@@ -157,7 +162,7 @@ impl Target {
     /// # Errors
     /// An unknown key, a value out of range, or no way to tell the user.
     pub fn parse(text: &str, environment: impl Fn(&str) -> Option<String>) -> Result<Self, DsnError> {
-        let mut values = Values { map: BTreeMap::new() };
+        let mut values = Values { map: BTreeMap::new(), given: !text.trim().is_empty() };
         for (key, variable) in KEYS.iter().filter(|(_, variable)| !variable.is_empty()) {
             if let Some(value) = environment(variable).filter(|value| !value.is_empty()) {
                 values.map.insert(key, value);
@@ -188,6 +193,8 @@ impl std::fmt::Display for HostPort {
 
 struct Values {
     map: BTreeMap<&'static str, String>,
+    /// There is a connection string.
+    given: bool,
 }
 
 impl Values {
@@ -237,7 +244,13 @@ impl Values {
         let home = home.as_deref();
         let user = self.take("user").or_else(|| environment("USER")).or_else(|| environment("LOGNAME"));
         let user = user.filter(|user| !user.is_empty());
-        let user = user.ok_or_else(|| DsnError("user is missing; add user=… to it".into()))?;
+        let user = user.ok_or_else(|| {
+            DsnError(match self.given {
+                true => "user is missing; add user=… to it".to_owned(),
+                false => format!("none is given, and no user to connect as; {REMEDY}"),
+            })
+        })?;
+        let unnamed = !self.given && !["host", "hostaddr"].iter().any(|key| self.map.contains_key(key));
         let hosts = self.hosts()?;
         let default = if hosts.len() > 1 { Attributes::Primary } else { Attributes::Any };
         let attributes = self.choice(
@@ -268,6 +281,7 @@ impl Values {
             ),
             attributes: attributes.unwrap_or(default),
             shuffle: load_balance.unwrap_or(false),
+            unnamed,
         })
     }
 

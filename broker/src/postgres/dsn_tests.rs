@@ -117,7 +117,8 @@ fn bad_strings_name_the_key() {
     check("host=db user=me replication=database", "replication is not supported");
     check("host=db user=me sslcert=/x", "sslcert and sslkey");
     check("host=db user=me connect_timeout=soon", "connect_timeout must be a number");
-    check("host=db", "user is missing");
+    check("host=db", "user is missing; add user=… to it");
+    check("", "none is given, and no user to connect as; set DATABASE_URL, or `postgres.url`");
     check("host=a,b hostaddr=10.0.0.1 user=me", "hostaddr must have as many");
     check("host=a,b,c port=1,2 user=me", "port must have one entry");
     check("hostaddr=db user=me", "hostaddr must be an IP address");

@@ -63,6 +63,36 @@ async fn a_file_that_is_wrong_ends_with_64() {
 }
 
 #[tokio::test]
+async fn a_database_that_nobody_named_is_what_the_line_is_about() {
+    let remedies = ["DATABASE_URL", "`postgres.url`", "--database-url"];
+    let forgotten = async |command: &str, user: Option<&str>| {
+        let mut command = walcast(&[command]);
+        command.env_remove("USER").env_remove("LOGNAME");
+        command.envs(user.map(|user| ("USER", user)));
+        Running::start(command).end().await
+    };
+    for command in ["setup", "serve"] {
+        forgotten(command, None).await.failed(64, &remedies);
+    }
+    // With a user there is a default, as for psql. Nobody of this name may come in, if a server runs there.
+    forgotten("setup", Some("walcast_nobody")).await.failed(69, &remedies);
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named_with_how_to_choose_another() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let path = file("refusals-address", &settings(NOWHERE, "refusals", "", ""));
+    for (flag, other, key) in
+        [("--listen", "--admin-listen", "http.listen"), ("--admin-listen", "--listen", "admin.listen")]
+    {
+        let (here, free) = (format!("{flag}={address}"), format!("{other}=127.0.0.1:0"));
+        let ended = run(&["serve", "--config", &path, &here, &free]).await;
+        ended.failed(69, &[&address, "another walcast", &format!("by {flag}, or by {key}")]);
+    }
+}
+
+#[tokio::test]
 async fn listening_beyond_loopback_is_said() {
     let path = file(
         "refusals-insecure",
