@@ -126,8 +126,8 @@ impl Node {
         let target = config.postgres.target(|name| std::env::var(name).ok())?;
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
         let health = Arc::new(Health::new(config.source.lease * 2));
-        let http = bind("http.listen", "--listen", config.http.listen).await?;
-        let admin = bind("admin.listen", "--admin-listen", config.admin.listen).await?;
+        let http = bind("http.listen", "--listen", config.http.listen)?;
+        let admin = bind("admin.listen", "--admin-listen", config.admin.listen)?;
         let parts = Arc::new(Parts {
             companion,
             health,
@@ -268,13 +268,13 @@ async fn first_failure(
     Ok(())
 }
 
-async fn bind(
+fn bind(
     key: &'static str,
     flag: &'static str,
     address: SocketAddr,
 ) -> Result<(TcpListener, SocketAddr), NodeError> {
     let failed = |error| NodeError::Listen { key, flag, address, error };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = listen::bind(address).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
 }

@@ -95,9 +95,11 @@ impl Subscription {
     pub(super) fn new(
         hub: Arc<Hub>,
         inner: &mut Inner,
-        topics: Vec<TopicPattern>,
+        mut topics: Vec<TopicPattern>,
         from: From,
     ) -> Result<Self, SubscribeError> {
+        // Kept for as long as it waits.
+        topics.shrink_to_fit();
         let line = inner.line.as_ref().ok_or(SubscribeError::NotStarted)?;
         let floor = line.withdrawn.floor_of(&topics, inner.history.floor());
         // During a replay `now` is where the server is, not where the replay is.

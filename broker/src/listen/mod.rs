@@ -4,6 +4,7 @@
 //! What is served on an accepted [`Socket`] is for the [`Serve`] that it is given; [`http`] is the usual one.
 
 use std::io;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +31,9 @@ pub const HEAD_BYTES_MAX: usize = 8192;
 const SHED_MAX: usize = 64;
 /// File descriptors kept for everything that is not a client.
 const DESCRIPTORS_KEPT: u64 = 128;
+/// Connections that wait to be accepted; the kernel allows as many as `net.core.somaxconn` says. One beyond them tries
+/// again only after a second.
+const BACKLOG: u32 = 65_535;
 /// Pauses after `accept` failed for want of a file descriptor or memory.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -42,6 +46,18 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Without a byte taken by the peer while there is something to write.
     pub write_timeout: Duration,
+}
+
+/// Listens, with room for a fleet that arrives at once.
+///
+/// # Errors
+/// The address is in use, or not ours.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart does not wait for the connections of before to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Raises the limit on open files as far as the process may, and says how many of the wanted connections

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
@@ -314,9 +314,19 @@ impl Drop for Socket {
         let kill = house.kill.clone();
         let goodbye = async move {
             let _slot = slot;
-            let mut scratch = [0; 1024];
             let _ = stream.shutdown().await;
-            while stream.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+            poll_fn(|cx| {
+                loop {
+                    // On the stack: thousands may go at once.
+                    let mut scratch = [MaybeUninit::uninit(); 1024];
+                    let mut buf = ReadBuf::uninit(&mut scratch);
+                    match ready!(Pin::new(&mut stream).poll_read(cx, &mut buf)) {
+                        Ok(()) if !buf.filled().is_empty() => {}
+                        _ => return Poll::Ready(()),
+                    }
+                }
+            })
+            .await;
         };
         house.tasks.spawn_on(
             async move {

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 
 use super::call::Request;
 use super::pieces::Pieces;
@@ -254,12 +255,6 @@ fn websocket<'a>(app: &Arc<App>, socket: &'a mut Socket, call: websocket::Call) 
     let mut head = Pieces::default();
     reply::head(&mut head, StatusCode::SWITCHING_PROTOCOLS, &call.switching(), false);
     head.copy(b"\r\n");
-    let (wire, app) = (head.into_chunks().collect::<Vec<_>>(), Arc::clone(app));
-    Box::pin(async move {
-        if socket.send(&wire).await.is_ok() {
-            drop(wire);
-            websocket::run(app, socket, call.ask).await;
-        }
-        Next::End
-    })
+    let serving = websocket::run(Arc::clone(app), socket, head.into_chunks().collect(), call.ask);
+    Box::pin(serving.map(|()| Next::End))
 }

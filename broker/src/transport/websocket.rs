@@ -78,7 +78,7 @@ pub(super) async fn ws(
         tokio::select! {
             () = house.kill().cancelled() => {}
             // A peer that went away before its upgrade needs nothing.
-            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, ask).await } } => {}
+            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, Vec::new(), ask).await } } => {}
         }
     });
     let headers = axum::http::HeaderMap::from_iter(switching(accept));
@@ -125,15 +125,19 @@ pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refus
 
 /// Serves an open WebSocket until it ends. From here on refusals that time can mend are said in the stream:
 /// browsers do not show the answer.
+///
+/// `opening` is written first.
 pub(super) fn run(
     app: Arc<App>,
     socket: &mut Socket,
+    opening: Vec<Bytes>,
     ask: Ask,
-) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+) -> impl Future<Output = ()> + Send + '_ {
     let mut connection = Connection::new(app, socket);
+    let opening = Box::new((opening, ask));
     // What a connection may do next is boxed when it does it, so that a parked one has no room for it.
-    Box::pin(async move {
-        let mut done = Box::pin(connection.begin(ask)).await;
+    async move {
+        let mut done = Box::pin(connection.begin(opening)).await;
         while done.is_ok() {
             let turn = poll_fn(|cx| connection.poll_turn(cx)).await;
             done = Box::pin(connection.play(turn)).await;
@@ -141,7 +145,7 @@ pub(super) fn run(
         if let Err(End::Close(code, reason)) = done {
             Box::pin(connection.link.close(code, reason)).await;
         }
-    })
+    }
 }
 
 /// Why the connection ends.
@@ -338,7 +342,9 @@ impl<'a> Connection<'a> {
         }
     }
 
-    async fn begin(&mut self, ask: Ask) -> Result<(), End> {
+    async fn begin(&mut self, opening: Box<(Vec<Bytes>, Ask)>) -> Result<(), End> {
+        let (opening, ask) = *opening;
+        self.link.socket.send(&opening).await.map_err(|_| End::Gone)?;
         if ask.topics.is_empty() { Ok(()) } else { self.subscribe(ask.topics, ask.after).await }
     }
 
@@ -486,6 +492,8 @@ impl<'a> Connection<'a> {
         }
         match Session::open(&self.app, topics, after) {
             Ok(session) => {
+                // Nearly always the only one: a list makes room for four.
+                self.sessions.reserve_exact(1);
                 self.sessions.push(session);
                 self.unconfirmed += 1;
                 self.caught_up = false;
