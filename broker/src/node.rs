@@ -117,11 +117,11 @@ struct Parts {
 
 impl Node {
     /// Checks what can be checked without Postgres, binds both listeners and starts all tasks. Postgres may
-    /// come later: until then the node is live but not ready.
+    /// come later: until then the node is live but not ready. To be called on a Tokio runtime.
     ///
     /// # Errors
     /// The configuration cannot be used, or an address not be bound.
-    pub async fn start(config: Config) -> Result<Self, NodeError> {
+    pub fn start(config: Config) -> Result<Self, NodeError> {
         let router = compile(&config, &config.table)?;
         let target = config.postgres.target(|name| std::env::var(name).ok())?;
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));

@@ -74,7 +74,7 @@ pub async fn take_down(config: &Config) -> Result<(), Failure> {
 pub async fn start(config: Config) -> Result<Node, Failure> {
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
     let failed = |error: &NodeError| Failure::of_node("the built-in rules", error);
-    let node = Node::start(config).await.map_err(|error| failed(&error))?;
+    let node = Node::start(config).map_err(|error| failed(&error))?;
     let ready = async {
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(20));
         while !node.ready() {

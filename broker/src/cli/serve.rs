@@ -78,7 +78,7 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
     telemetry::init(&config.log).map_err(|error| Failure::new(exit::USAGE, format!("log.level: {error}")))?;
     let failed = |error: NodeError| Failure::of_node(&file, &error);
     let insecure = config.http.insecure && !config.http.listen.ip().is_loopback();
-    let node = Node::start(config).await.map_err(failed)?;
+    let node = Node::start(config).map_err(failed)?;
     tracing::info!(http = %node.http, admin = %node.admin, "listening");
     if insecure {
         tracing::warn!(

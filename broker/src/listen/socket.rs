@@ -350,6 +350,8 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::super::Limits;
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     async fn pair() -> (Socket, TcpStream) {

@@ -192,10 +192,7 @@ async fn of_two_brokers_that_start_one_makes_the_slot() {
     let old = broker.http.get("/v1/events?topic=vm/*&wait=0&after=now").await.cursor();
     broker.stop().await.unwrap();
     broker.run(&format!("SELECT pg_drop_replication_slot('{name}')")).await;
-    let nodes = [
-        Node::start(broker.config.clone()).await.unwrap(),
-        Node::start(broker.config.clone()).await.unwrap(),
-    ];
+    let nodes = [Node::start(broker.config.clone()).unwrap(), Node::start(broker.config.clone()).unwrap()];
     until("one is ready", async || nodes.iter().any(Node::ready)).await;
     once(&broker, "two at once").await;
     let ready = nodes.iter().find(|node| node.ready()).unwrap();
@@ -221,7 +218,7 @@ async fn without_the_privilege_the_remedy_is_told() {
     );
     run(&sql, &grants).await;
     config.postgres.url = Some(url.replace("postgres@", &format!("{name}@")).as_str().into());
-    let node = Node::start(config).await.unwrap();
+    let node = Node::start(config).unwrap();
     let error = within("it gives up", node.join(std::future::pending())).await.unwrap_err().to_string();
     for part in ["slot epochs_denied", "permission denied", "walcast setup --broker-role"] {
         assert!(error.contains(part), "{error}");

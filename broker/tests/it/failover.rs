@@ -149,7 +149,7 @@ async fn a_gate_on_another_server_opens_for_nothing() {
     let url = format!("postgres://postgres@{}/failover_gate?sslmode=disable", proxy.address);
     through.postgres.url = Some(url.as_str().into());
     proxy.divert(Some(("walcast gate", other.port)));
-    let broker = Broker::begin("failover_gate", through, sql).await;
+    let broker = Broker::begin("failover_gate", through, sql);
     until("it is told", async || broker.node().problems().contains("two different servers")).await;
     assert_eq!(broker.readiness().await.0, 503);
     proxy.divert(None);

@@ -13,7 +13,7 @@ async fn a_broker_without_a_server_is_live_but_not_ready() {
     let port = socket.local_addr().unwrap().port();
     drop(socket);
     let node =
-        Node::start(config(&format!("postgres://postgres@127.0.0.1:{port}/none"), "none", "")).await.unwrap();
+        Node::start(config(&format!("postgres://postgres@127.0.0.1:{port}/none"), "none", "")).unwrap();
     assert!(node.problems().contains("state: "), "the stream alone does not make it ready");
     let admin = node.admin.to_string();
     until("the reason is told", async || {
@@ -38,7 +38,7 @@ async fn a_broker_is_not_ready_before_it_knows_all_values() {
         prepare(&url, name, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", rule).await;
     let locker = connect(&url).await;
     run(&locker, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await;
-    let node = Node::start(config.clone()).await.unwrap();
+    let node = Node::start(config.clone()).unwrap();
     let admin = node.admin.to_string();
     let reading = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
     until("the reading waits", async || {

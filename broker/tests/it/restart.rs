@@ -102,7 +102,7 @@ async fn while_the_window_is_replayed_that_is_told_and_who_is_ahead_waits() {
     let place = broker.client.poll(&now(&["job"])).await.unwrap().cursor;
     broker.stop().await.unwrap();
     proxy.slow(200 << 10);
-    let broker = Broker::begin(name, broker.config, broker.sql).await;
+    let broker = Broker::begin(name, broker.config, broker.sql);
     let left = async || {
         let (status, body) = broker.readiness().await;
         let reason = body["problems"]["state"].as_str().unwrap_or_default();

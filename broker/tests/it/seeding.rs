@@ -288,7 +288,7 @@ async fn exact_under_load(name: &str, delivery: Delivery) {
                 broker.stop().await.unwrap();
                 let mut config = broker.config.clone();
                 config.table = rules(&rule(WHEN[which].0, turned));
-                broker = Broker::begin(name, config, broker.sql).await;
+                broker = Broker::begin(name, config, broker.sql);
                 let mut now = EventsRequest::new(patterns(&[MARK])).after(After::Now);
                 now.wait = Some(Duration::ZERO);
                 until("it reaches Postgres", async || broker.client.poll(&now).await.is_ok()).await;

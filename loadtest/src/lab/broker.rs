@@ -28,6 +28,8 @@ pub struct Settings {
     pub history_age: Option<Duration>,
     /// `history.bytes`, if not the default.
     pub history_bytes: Option<u64>,
+    /// `http.heartbeat`, if not the default.
+    pub heartbeat: Option<Duration>,
     /// Run before it is set up: the tables that the rules name.
     pub ddl: String,
     /// The rest of the configuration file: `[[table]]` rules, other sections.
@@ -41,6 +43,7 @@ impl Default for Settings {
             fast: false,
             history_age: None,
             history_bytes: None,
+            heartbeat: None,
             ddl: String::new(),
             rules: String::new(),
         }
@@ -57,10 +60,14 @@ impl Settings {
     fn file(&self, name: &str, http: SocketAddr, admin: SocketAddr) -> String {
         let mut text = format!(
             "log.level = 'warn'\n[source]\nslot = '{name}'\npublication = '{name}'\ndelivery = '{}'\n\
-             [http]\nlisten = '{http}'\nconnections_max = {}\n[admin]\nlisten = '{admin}'\n[history]\n",
+             [admin]\nlisten = '{admin}'\n[http]\nlisten = '{http}'\nconnections_max = {}\n",
             if self.fast { "fast" } else { "visible" },
             self.clients + CONNECTIONS_RESERVE,
         );
+        if let Some(every) = self.heartbeat {
+            text += &format!("heartbeat = '{}s'\n", every.as_secs());
+        }
+        text += "[history]\n";
         if let Some(age) = self.history_age {
             text += &format!("age = '{}ms'\n", age.as_millis());
         }

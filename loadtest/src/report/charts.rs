@@ -206,7 +206,10 @@ fn series(run: &Summary, points: Vec<(f64, f64)>, marks: bool) -> Series {
         (System::Nchan, _) => 5,
         (System::Recvlogical | System::Postgres, _) => 6,
     };
-    let odd = matches!(label, figure::label::FAST | figure::label::STALLED | figure::label::UNPUBLISHED);
+    let odd = matches!(
+        label,
+        figure::label::FAST | figure::label::STALLED | figure::label::UNPUBLISHED | figure::label::HEARTBEATS
+    );
     let shape = if run.system != System::Walcast {
         Shape::Dashed
     } else if odd {

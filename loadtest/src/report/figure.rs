@@ -49,6 +49,8 @@ pub mod label {
     pub const VISIBLE: &str = "visible";
     /// `wake`: events sent on as they come.
     pub const FAST: &str = "fast";
+    /// `idle`: with the heartbeats that keep proxies from cutting silent streams.
+    pub const HEARTBEATS: &str = "with heartbeats";
     /// `storm`: all clients wait for one event, instead of each for one of its own.
     pub const ONE_TOPIC: &str = "one topic";
     /// `commit`: a statement that tells nobody.
@@ -61,6 +63,10 @@ pub mod label {
     pub const STAND_IN: &str = "walcast.notify";
     /// `commit`: what walcast replaces.
     pub const NOTIFY: &str = "pg_notify";
+    /// `commit`: the same while clients wait, through a broker.
+    pub const PUBLISH_IN_USE: &str = "walcast.publish, clients wait";
+    /// `commit`: the same while clients listen.
+    pub const NOTIFY_IN_USE: &str = "pg_notify, clients listen";
     /// `slow`: the good readers alone.
     pub const GOOD: &str = "alone";
     /// `slow`: the good readers beside stalled ones.

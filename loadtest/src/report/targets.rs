@@ -158,7 +158,7 @@ pub const TARGETS: &[Target] = &[
         },
     },
     Target {
-        what: "CPU while all wait, of one core",
+        what: "CPU while all wait, of one core, beyond heartbeats",
         limit: Limit::AtMost(1.0),
         unit: Unit::Percent,
         measured_by: "idle --clients 10000",
@@ -271,13 +271,27 @@ pub const TARGETS: &[Target] = &[
         compute: |all| writers(all, |all, writers| method(all, writers, label::PUBLISH)),
     },
     Target {
-        what: "`commit`: walcast.publish ÷ pg_notify",
+        what: "`commit`: walcast.publish ÷ pg_notify, nobody waits",
         limit: Limit::AtLeast(2.5),
         unit: Unit::Ratio,
         measured_by: "commit --peer listen",
         compute: |all| {
             writers(all, |all, writers| {
                 Some(method(all, writers, label::PUBLISH)? / method(all, writers, label::NOTIFY)?)
+            })
+        },
+    },
+    Target {
+        what: "`commit`: walcast.publish ÷ pg_notify, 100 wait",
+        limit: Limit::AtLeast(2.5),
+        unit: Unit::Ratio,
+        measured_by: "commit --peer listen",
+        compute: |all| {
+            writers(all, |all, writers| {
+                Some(
+                    method(all, writers, label::PUBLISH_IN_USE)?
+                        / method(all, writers, label::NOTIFY_IN_USE)?,
+                )
             })
         },
     },

@@ -1,5 +1,6 @@
 //! What publishing costs a transaction: {insert one row; statement} with each statement, against the same with
-//! a statement that does nothing. No broker runs meanwhile, and nobody listens.
+//! a statement that does nothing. First where no broker runs and nobody listens; then in use, where clients wait,
+//! each for something of its own, and all that it takes to reach them is paid for too.
 //!
 //! Slices are short, and each has no-ops right before and right after it, for the speed of a machine drifts.
 
@@ -10,11 +11,12 @@ use tokio::task::JoinSet;
 use tokio_postgres::Statement;
 use walcast::postgres::Session;
 
-use super::{Draft, Plan};
+use super::{Draft, Plan, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Postgres, Settings};
+use crate::latency::Clock;
 use crate::report::figure::{self, label};
-use crate::report::{Checks, Run, Scenario, System};
+use crate::report::{Checks, Run, Scenario, System, Transport};
 
 const DDL: &str = "drop table if exists public.loadtest_commit;
     create table public.loadtest_commit (id bigint generated always as identity, method text)";
@@ -27,7 +29,7 @@ struct Method {
 }
 
 const NOOP: usize = 0;
-const METHODS: [Method; 5] = [
+const METHODS: [Method; 7] = [
     Method { system: System::Postgres, name: label::NOOP, statement: "select 1" },
     Method {
         system: System::Walcast,
@@ -41,7 +43,22 @@ const METHODS: [Method; 5] = [
     },
     Method { system: System::Walcast, name: label::STAND_IN, statement: "select walcast.notify('vm', 'x')" },
     Method { system: System::Listen, name: label::NOTIFY, statement: "select pg_notify('vm', 'x')" },
+    Method {
+        system: System::Walcast,
+        name: label::PUBLISH_IN_USE,
+        statement: r#"select walcast.publish('lt/' || (random() * 99)::int, '{"a": 1}')"#,
+    },
+    Method {
+        system: System::Listen,
+        name: label::NOTIFY_IN_USE,
+        statement: "select pg_notify('lt/' || (random() * 99)::int, 'x')",
+    },
 ];
+/// The methods that are played while nobody waits.
+const ALONE: std::ops::Range<usize> = 1..5;
+/// The others, and how many wait then.
+const IN_USE: std::ops::Range<usize> = 5..7;
+const WAITING: usize = 100;
 
 /// Plays it with each number of writers; `pg_notify` only where LISTEN is a peer.
 ///
@@ -54,29 +71,43 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     };
     // Leaves the functions that publish, and a slot, and then goes out of the way.
     lab.broker(&Settings { ddl: DDL.to_owned(), ..Settings::clients(0) }).await?;
-    lab.stop_broker().await;
     let postgres = lab.postgres().await?;
     let mut runs = Vec::new();
     let notify = plan.peers.contains(&System::Listen);
     let methods: Vec<usize> =
-        (1..METHODS.len()).filter(|method| notify || METHODS[*method].system != System::Listen).collect();
+        ALONE.filter(|method| notify || METHODS[*method].system != System::Listen).collect();
     for count in &plan.clients {
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
         let room = postgres.listeners_max().await?;
-        if count > room {
+        if count + WAITING > room {
             return Err(Error::missing(format!(
-                "{count} writers need as many connections, and {room} are left; raise max_connections"
+                "{count} writers and {WAITING} listeners need as many connections, and {room} are left; raise \
+                 max_connections"
             )));
         }
-        let mut writers = Vec::new();
-        for _ in 0..count {
-            writers.push(Arc::new(Writer::connect(&postgres).await?));
-        }
+        lab.stop_broker().await;
+        let writers = connect(&postgres, count).await?;
         lab.doing(format!("{count} writers commit"));
         write(&writers, NOOP, slice).await?;
         for _ in 0..rounds {
             runs.extend(round(&postgres, &writers, &methods, slice).await?);
         }
+        for method in IN_USE.filter(|method| notify || METHODS[*method].system != System::Listen) {
+            let system = METHODS[method].system;
+            lab.stop_broker().await;
+            let stand = lab.stand(system, Some(Transport::Ws), &Settings::clients(WAITING)).await?;
+            let writers = connect(&postgres, count).await?;
+            let crowd = stand.crowd(Clock::default(), WAITING, own_topic);
+            stand.waiting(&crowd).await?;
+            lab.doing(format!("{count} writers commit"));
+            write(&writers, NOOP, slice).await?;
+            for _ in 0..rounds {
+                let played = round(&postgres, &writers, &[method], slice).await?;
+                runs.extend(played.into_iter().filter(|run| run.system == system));
+            }
+            drop(crowd.finish().await);
+        }
+        lab.stop_broker().await;
     }
     Ok(runs)
 }
@@ -140,6 +171,14 @@ impl Slice {
     fn speed(self) -> f64 {
         self.commits as f64 / self.seconds
     }
+}
+
+async fn connect(postgres: &Postgres, count: usize) -> Result<Vec<Arc<Writer>>, Error> {
+    let mut writers = Vec::with_capacity(count);
+    for _ in 0..count {
+        writers.push(Arc::new(Writer::connect(postgres).await?));
+    }
+    Ok(writers)
 }
 
 /// Lets all writers commit for a while.

@@ -1,6 +1,7 @@
 //! Memory and CPU of clients that wait, and memory again once a burst of events has gone out to all of them.
 //!
-//! The broker keeps next to no history here, so that what is measured is the waiters' own.
+//! The broker keeps next to no history here, so that what is measured is the waiters' own; and its streams beat so
+//! seldom that what is measured is waiting. What beating costs is a run of its own.
 
 use std::time::Duration;
 
@@ -11,14 +12,16 @@ use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
 use crate::publish::Topics;
-use crate::report::{Run, Scenario, System, Transport, figure};
+use crate::report::{Checks, Run, Scenario, System, Transport, figure};
 
 /// What the broker keeps: long enough for a burst to reach everybody.
 const HISTORY: Duration = Duration::from_secs(5);
 /// Long enough for what a connect leaves behind to be freed.
 const SETTLE: Duration = Duration::from_secs(2);
-/// The shortest time over which CPU means something: every stream beats within it, or nearly.
+/// The shortest time over which CPU means something: every stream that beats does so within it, or nearly.
 const CPU_SECONDS_MIN: u64 = 20;
+/// The longest there is between two beats of a stream.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
 /// The same where it must be quick.
 const QUICK: Duration = Duration::from_millis(200);
 /// How long nothing may come of a burst.
@@ -34,8 +37,36 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     for (system, transport, clients) in plan.runs(lab).await? {
         let played = one(lab, plan, system, transport, clients).await;
         keep(&mut runs, lab, (Scenario::Idle, system), played)?;
+        if system == System::Walcast && transport != Some(Transport::Poll) {
+            runs.push(beating(lab, plan, transport, clients).await?);
+        }
     }
     Ok(runs)
+}
+
+/// Lets streams beat as they do by default.
+async fn beating(
+    lab: &mut Lab,
+    plan: &Plan,
+    transport: Option<Transport>,
+    clients: usize,
+) -> Result<Run, Error> {
+    let stand = lab.stand(System::Walcast, transport, &Settings::clients(clients)).await?;
+    let mut draft = Draft::at(Scenario::Idle, &stand, clients).label(figure::label::HEARTBEATS);
+    lab.doing("clients arrive");
+    let crowd = stand.crowd(Clock::default(), clients, own_topic);
+    stand.waiting(&crowd).await?;
+    sleep(plan.amount(SETTLE / 20, SETTLE)).await;
+    lab.doing("all wait");
+    if let Some(load) = stand.load(window(plan)).await {
+        draft.figure(figure::CPU_PERCENT, load * 100.0);
+    }
+    Ok(draft
+        .end(Checks::default(), crowd.finish().await.latencies(&Sent::new(Clock::default(), 0)).summary()))
+}
+
+fn window(plan: &Plan) -> Duration {
+    plan.amount(QUICK, Duration::from_secs(plan.seconds.max(CPU_SECONDS_MIN)))
 }
 
 async fn one(
@@ -47,6 +78,7 @@ async fn one(
 ) -> Result<Run, Error> {
     let settings = Settings {
         history_age: Some(plan.amount(Duration::from_secs(1), HISTORY)),
+        heartbeat: Some(HEARTBEAT_MAX),
         ..Settings::clients(clients)
     };
     let stand = lab.stand(system, transport, &settings).await?;
@@ -68,13 +100,6 @@ async fn one(
         draft.figure(figure::MEMORY_PER_CLIENT_BYTES, bytes);
     }
 
-    lab.doing("all wait");
-    let window = Duration::from_secs(plan.seconds.max(CPU_SECONDS_MIN));
-    let window = plan.amount(QUICK, window);
-    if let Some(load) = stand.load(window).await {
-        draft.figure(figure::CPU_PERCENT, load * 100.0);
-    }
-
     lab.doing("a burst to all");
     for round in 0..rounds {
         let first = round * count;
@@ -83,6 +108,11 @@ async fn one(
     }
     // What the burst was read from leaves the history within its age.
     sleep(plan.amount(SETTLE / 20, HISTORY + SETTLE)).await;
+
+    lab.doing("all wait");
+    if let Some(load) = stand.load(window(plan)).await {
+        draft.figure(figure::CPU_PERCENT, load * 100.0);
+    }
     if let Some(bytes) = per_client(stand.memory_bytes()) {
         draft.figure(figure::MEMORY_PER_CLIENT_AFTER_BURST_BYTES, bytes);
     }

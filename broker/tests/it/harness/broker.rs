@@ -75,14 +75,14 @@ impl Broker {
 
     /// Starts on a database that is set up.
     pub(crate) async fn on(name: &str, config: Config, sql: Sql) -> Self {
-        let broker = Self::begin(name, config, sql).await;
+        let broker = Self::begin(name, config, sql);
         broker.ready().await;
         broker
     }
 
     /// The same, without waiting until it is ready.
-    pub(crate) async fn begin(name: &str, config: Config, sql: Sql) -> Self {
-        let node = Node::start(config.clone()).await.unwrap();
+    pub(crate) fn begin(name: &str, config: Config, sql: Sql) -> Self {
+        let node = Node::start(config.clone()).unwrap();
         let client = Client::new(&format!("http://{}", node.http)).unwrap();
         let url = config.postgres.url.as_ref().unwrap().expose().to_owned();
         let http = Plain { address: node.http };

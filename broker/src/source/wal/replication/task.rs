@@ -24,9 +24,13 @@ const READ_BYTES: usize = 64 << 10;
 /// With less room than this, the next read gets a new buffer.
 const READ_BYTES_MIN: usize = 4 << 10;
 
-/// Between two status messages, unless the clock asks. A server that stops answers each with a request for another,
-/// as fast as we do.
-const STATUS_PAUSE: Duration = Duration::from_millis(10);
+/// Between two status messages, where the server asks. One that stops answers each with a request for another, as
+/// fast as we do.
+const ANSWER_PAUSE: Duration = Duration::from_millis(10);
+
+/// The same where we only have something new to acknowledge: each wakes the server's process, which costs both sides
+/// more than the event that it is about. The first after a pause goes out at once.
+const ACKNOWLEDGE_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Task {
     reader: ReadHalf<Socket>,
@@ -152,11 +156,7 @@ impl Task {
         stop: &CancellationToken,
     ) -> Result<Event, ReplicationError> {
         let reading = waiting.is_none();
-        let due = if self.unsent() {
-            self.next_status.min(self.last_status + STATUS_PAUSE)
-        } else {
-            self.next_status
-        };
+        let due = self.soon().map_or(self.next_status, |soon| self.next_status.min(soon));
         let silent = self.asked.map_or(due, |asked| asked + self.silence_max);
         let read_max = self.prepare_read()?;
         tokio::select! {
@@ -222,15 +222,22 @@ impl Task {
         (chunk, end)
     }
 
-    fn unsent(&self) -> bool {
-        !self.sending && !self.deaf && (self.wanted || self.acknowledged.get() > self.last_lsn)
+    /// When a status is due that the clock does not ask for, if there is something to say.
+    fn soon(&self) -> Option<Instant> {
+        let pause = match () {
+            () if self.sending || self.deaf => return None,
+            () if self.wanted => ANSWER_PAUSE,
+            () if self.acknowledged.get() > self.last_lsn => ACKNOWLEDGE_PAUSE,
+            () => return None,
+        };
+        Some(self.last_status + pause)
     }
 
     /// Makes a status if one is due. While one is still on its way out, the next waits and says more.
     fn make_status(&mut self) {
         let now = Instant::now();
         let by_clock = now >= self.next_status;
-        let soon = self.unsent() && now >= self.last_status + STATUS_PAUSE;
+        let soon = self.soon().is_some_and(|soon| now >= soon);
         if self.sending || self.deaf || !(by_clock || soon) {
             if by_clock {
                 self.next_status = now + self.status_every;
