@@ -1,6 +1,6 @@
 # Demo and tests start servers of their own. `make demo ARGS="--vms 5000"` passes arguments on.
 # The tests also want a newer Postgres than most machines have.
-.PHONY: setup newer build demo test soak bench check doc fmt clean
+.PHONY: setup newer build demo test soak bench micro check doc fmt clean
 
 setup: ; @scripts/setup
 newer: ; @scripts/setup --newer-postgres
@@ -9,7 +9,9 @@ demo: setup ; cargo run --release --locked -p walcast -- demo $(ARGS)
 test: newer check ; cargo test --workspace --locked
 soak: newer ; WALCAST_SOAK=1 cargo test --workspace --locked
 bench: ; @scripts/setup --bench && cargo build --release --locked -p walcast -p walcast-loadtest && \
-	target/release/walcast-loadtest bench --json target/bench.json --html target/bench.html $(ARGS)
+	target/release/walcast-loadtest bench --json target/bench.json --html target/bench.html $(ARGS) && \
+	cargo bench --locked -p walcast --bench instructions
+micro: setup ; cargo bench --locked -p walcast --bench hub --bench pgoutput --bench router
 check: setup ; scripts/check
 doc: ; cargo doc --no-deps --workspace --locked --open
 fmt: ; cargo fmt --all

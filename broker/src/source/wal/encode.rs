@@ -1,14 +1,14 @@
-//! Builds pgoutput messages for unit tests; the broker itself never writes any.
+//! Builds pgoutput messages for tests and benchmarks; the broker itself never writes any.
 
 use bytes::{BufMut, Bytes};
 
 use crate::event::Cell;
 
-pub(super) fn cell(text: &str) -> Cell {
+pub fn cell(text: &str) -> Cell {
     Cell::Text(Bytes::copy_from_slice(text.as_bytes()))
 }
 
-pub(super) fn begin(commit_lsn: u64, xid: u32) -> Bytes {
+pub fn begin(commit_lsn: u64, xid: u32) -> Bytes {
     message(b'B', |out| {
         out.put_u64(commit_lsn);
         out.put_u64(7);
@@ -16,7 +16,7 @@ pub(super) fn begin(commit_lsn: u64, xid: u32) -> Bytes {
     })
 }
 
-pub(super) fn commit(commit_lsn: u64, end_lsn: u64) -> Bytes {
+pub fn commit(commit_lsn: u64, end_lsn: u64) -> Bytes {
     message(b'C', |out| {
         out.put_u8(0);
         out.put_u64(commit_lsn);
@@ -25,14 +25,14 @@ pub(super) fn commit(commit_lsn: u64, end_lsn: u64) -> Bytes {
     })
 }
 
-pub(super) fn origin() -> Bytes {
+pub fn origin() -> Bytes {
     message(b'O', |out| {
         out.put_u64(1);
         text(out, "elsewhere");
     })
 }
 
-pub(super) fn type_() -> Bytes {
+pub fn type_() -> Bytes {
     message(b'Y', |out| {
         out.put_u32(16_400);
         text(out, "public");
@@ -40,7 +40,7 @@ pub(super) fn type_() -> Bytes {
     })
 }
 
-pub(super) fn relation(oid: u32, schema: &str, name: &str, columns: &[(&str, bool, u32)]) -> Bytes {
+pub fn relation(oid: u32, schema: &str, name: &str, columns: &[(&str, bool, u32)]) -> Bytes {
     message(b'R', |out| {
         out.put_u32(oid);
         text(out, schema);
@@ -56,14 +56,14 @@ pub(super) fn relation(oid: u32, schema: &str, name: &str, columns: &[(&str, boo
     })
 }
 
-pub(super) fn insert(relation: u32, new: &[Cell]) -> Bytes {
+pub fn insert(relation: u32, new: &[Cell]) -> Bytes {
     message(b'I', |out| {
         out.put_u32(relation);
         row(out, b'N', new);
     })
 }
 
-pub(super) fn update(relation: u32, old: Option<(u8, &[Cell])>, new: &[Cell]) -> Bytes {
+pub fn update(relation: u32, old: Option<(u8, &[Cell])>, new: &[Cell]) -> Bytes {
     message(b'U', |out| {
         out.put_u32(relation);
         if let Some((kind, cells)) = old {
@@ -73,14 +73,14 @@ pub(super) fn update(relation: u32, old: Option<(u8, &[Cell])>, new: &[Cell]) ->
     })
 }
 
-pub(super) fn delete(relation: u32, kind: u8, old: &[Cell]) -> Bytes {
+pub fn delete(relation: u32, kind: u8, old: &[Cell]) -> Bytes {
     message(b'D', |out| {
         out.put_u32(relation);
         row(out, kind, old);
     })
 }
 
-pub(super) fn truncate(relations: &[u32]) -> Bytes {
+pub fn truncate(relations: &[u32]) -> Bytes {
     message(b'T', |out| {
         out.put_u32(relations.len() as u32);
         out.put_u8(0);
@@ -88,7 +88,7 @@ pub(super) fn truncate(relations: &[u32]) -> Bytes {
     })
 }
 
-pub(super) fn emitted(transactional: bool, prefix: &str, content: &[u8]) -> Bytes {
+pub fn emitted(transactional: bool, prefix: &str, content: &[u8]) -> Bytes {
     message(b'M', |out| {
         out.put_u8(u8::from(transactional));
         out.put_u64(9);

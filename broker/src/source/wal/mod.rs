@@ -36,8 +36,8 @@ pub mod assemble;
 pub mod catalog;
 pub mod config;
 mod connect;
-#[cfg(test)]
-mod encode;
+#[doc(hidden)]
+pub mod encode;
 mod floor;
 mod gate;
 mod governor;

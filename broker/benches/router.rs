@@ -1,0 +1,8 @@
+//! Times routing a change.
+
+mod cases;
+mod timed;
+
+fn main() {
+    timed::group("router");
+}
