@@ -358,6 +358,7 @@ async fn check(parts: &Parts, router: &Router) -> Result<(), NodeError> {
 /// sends nothing any more, and says nothing about it.
 async fn monitor(parts: Arc<Parts>) -> Result<(), NodeError> {
     let mut tick = tokio::time::interval(LOOK);
+    let mut missing = false;
     while parts.stop.run_until_cancelled(tick.tick()).await.is_some() {
         if !parts.hub.status().started {
             continue;
@@ -365,10 +366,24 @@ async fn monitor(parts: Arc<Parts>) -> Result<(), NodeError> {
         let router = Arc::clone(&parts.rules.borrow());
         match parts.stop.run_until_cancelled(check(&parts, &router)).await {
             None => break,
-            Some(Ok(())) => parts.health.well(Part::Catalog),
+            Some(Ok(())) => {
+                if std::mem::take(&mut missing) {
+                    tracing::warn!("what the rules rely on is there again: current values are read anew");
+                    // What was written meanwhile no event has told. Of the rules of now, which may have changed.
+                    parts.rules.send_if_modified(|rules| {
+                        let anew = rules.anew();
+                        anew.is_ok_and(|anew| {
+                            *rules = Arc::new(anew);
+                            true
+                        })
+                    });
+                }
+                parts.health.well(Part::Catalog);
+            }
             // Out of reach: the stream says so, and better.
             Some(Err(NodeError::Source(error))) if error.retry != Retry::Never => {}
             Some(Err(error)) => {
+                missing = true;
                 let text = error.to_string();
                 if parts.health.unwell(Part::Catalog, text.clone()) {
                     tracing::error!("events may be missing: {text}");

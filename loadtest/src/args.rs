@@ -21,7 +21,7 @@ use crate::scenario::Plan;
   walcast-loadtest wake --clients 100,10000 --peer listen
   walcast-loadtest idle fanout --transport ws --json figures.json --html figures.html
   walcast-loadtest storm --database-url postgres://me@db.example/postgres
-  walcast-loadtest bench                                   # the set of `make bench`, about 5 minutes
+  walcast-loadtest bench                                   # the set of `make bench`, about 8 minutes
   walcast-loadtest report --add a.json,b.json --html figures.html
 
 All load goes to this machine, except to the database that you name: there it makes a database of its own, a

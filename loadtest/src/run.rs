@@ -42,7 +42,7 @@ impl Job {
         Self { scenario, plan }
     }
 
-    /// The set of `make bench`: about 5 minutes.
+    /// The set of `make bench`: about 8 minutes.
     #[must_use]
     pub fn bench() -> Vec<Self> {
         let job = |scenario, seconds, transports: &[Transport]| {

@@ -63,6 +63,8 @@ pub struct Router {
     by_table: HashMap<Arc<str>, usize>,
     config: Config,
     notices: Notices,
+    /// How often it was taken up anew.
+    revision: u32,
 }
 
 /// What setting up, seeding and monitoring need to know of a rule.
@@ -102,7 +104,17 @@ impl Router {
             }
             compiled.push(new);
         }
-        Ok(Self { rules: compiled, by_table, config, notices: Notices::default() })
+        Ok(Self { rules: compiled, by_table, config, notices: Notices::default(), revision: 0 })
+    }
+
+    /// The same, but to [`Self::outdated`] nothing that was told by it holds any more: events were missing.
+    ///
+    /// # Errors
+    /// None that [`Self::new`] did not have.
+    pub fn anew(&self) -> Result<Self, RuleError> {
+        let rules: Vec<_> = self.rules.iter().map(|rule| rule.config.clone()).collect();
+        let same = Self::new(&rules, self.config.clone())?;
+        Ok(Self { revision: self.revision + 1, ..same })
     }
 
     /// The tables with rules, in the order of the rules.
@@ -120,11 +132,14 @@ impl Router {
         self.tables().filter(|table| table.state)
     }
 
-    /// State tables whose values an older router's no longer are: their rule is new, gone, or another.
+    /// State tables whose values an older router's no longer are: their rule is new, gone, or another, or all are taken
+    /// up anew.
     #[must_use]
     pub fn outdated(&self, old: &Self) -> Vec<Outdated> {
+        let anew = self.revision > old.revision;
         let differs = |rule: &&Rule, other: &Self| {
-            rule.state && other.rule(&rule.table).is_none_or(|(_, other)| other.config != rule.config)
+            rule.state
+                && (anew || other.rule(&rule.table).is_none_or(|(_, other)| other.config != rule.config))
         };
         let new = self.rules.iter().filter(|rule| differs(rule, old));
         let gone = old.rules.iter().filter(|rule| differs(rule, self));
@@ -133,8 +148,8 @@ impl Router {
         tables.dedup();
         let outdated = |table: Arc<str>| {
             let rules = [old, self].map(|router| router.rule(&table).map(|(_, rule)| rule));
-            let withdrawn =
-                rules[0].is_some_and(|old| old.state && !rules[1].is_some_and(|new| new.keeps(old)));
+            let keeps = |old| rules[1].is_some_and(|new: &Rule| new.keeps(old)) && !anew;
+            let withdrawn = rules[0].is_some_and(|old| old.state && !keeps(old));
             let mut topics: Vec<_> =
                 rules.into_iter().flatten().filter_map(|rule| rule.template.pattern()).collect();
             topics.dedup();

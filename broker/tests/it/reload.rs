@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use walcast::config::Config;
-use walcast_client::{After, EventsRequest, Transport};
+use walcast_client::{After, EventsRequest, Message, Transport};
 
-use crate::broker::{Broker, Follower, connect, patterns, prepare, run, until, value_of};
+use crate::broker::{Broker, Follower, connect, patterns, prepare, run, until, value_of, within};
 use crate::plain::get;
 use crate::server;
 use crate::serving::{self, Process};
@@ -114,6 +114,30 @@ async fn rules_are_read_again() {
     process.signal("HUP");
     until("they are forgotten", async || state(&process, "b/7").await == 404).await;
     until("readiness comes back", async || process.readiness().await.0 == 200).await;
+}
+
+/// What was written while a table was not published no event tells: followers begin anew, with values read anew.
+#[tokio::test]
+async fn a_table_that_was_not_published_for_a_while_is_read_again() {
+    let name = "reload_unpublished";
+    let broker = Broker::start(name, TABLES, &format!("{A}{B_STATE}")).await;
+    let mut follower = broker.follow(Transport::WebSocket, &["b/*"]).await;
+    broker.run("INSERT INTO b VALUES (1, 'x'), (2, 'x')").await;
+    assert_eq!((follower.next().await.topic.as_str(), follower.next().await.topic.as_str()), ("b/1", "b/2"));
+    broker.run(&format!("ALTER PUBLICATION {name} DROP TABLE b")).await;
+    until("it is missed", async || broker.readiness().await.0 == 503).await;
+    broker.run("UPDATE b SET data = 'y' WHERE id = 1; DELETE FROM b WHERE id = 2").await;
+    broker.run(&format!("ALTER PUBLICATION {name} ADD TABLE b")).await;
+    until("its values are those of the table", async || {
+        broker.run("SELECT walcast.publish('other', 'null')").await;
+        let found = broker.client.poll(&EventsRequest::new(patterns(&["b/*"]))).await;
+        found.is_ok_and(|found| found.events.len() == 1 && found.events[0].data.get().contains("\"y\""))
+    })
+    .await;
+    let reset = within("a reset", follower.0.next()).await;
+    assert!(matches!(reset, Ok(Some(Message::Reset(_)))), "{reset:?}");
+    let event = follower.next().await;
+    assert_eq!((event.topic.as_str(), &event.data["data"]), ("b/1", &json!("y")));
 }
 
 /// A reading that breaks off with the stream is made up for when the stream is back.

@@ -136,4 +136,11 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
             "p.when i/* true"
         ]
     );
+    let outdated = |new: &Router, old: &Router| new.outdated(old).iter().filter(|it| it.withdrawn).count();
+    let anew = new.anew().unwrap();
+    assert_eq!(outdated(&anew, &new), new.state_tables().count(), "all of them");
+    assert_eq!(
+        (outdated(&new, &anew), outdated(&anew.anew().unwrap(), &anew)),
+        (0, new.state_tables().count())
+    );
 }
