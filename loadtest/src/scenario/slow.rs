@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::steady::Steady;
 use super::{Draft, Plan};
@@ -25,12 +25,14 @@ const FILL_BYTES: i32 = 4_000;
 /// Of the steady stream.
 const PER_SECOND: u32 = 100;
 /// Less than it takes until stalled readers are cut.
-const SECONDS_MAX: u64 = 8;
+const SECONDS_MAX: u64 = 6;
 /// What the broker may take for a connection: its state, and a page's worth of places in the history.
 const CONNECTION_BYTES: u64 = 64 << 10;
 /// The broker's default.
 const HISTORY_BYTES: u64 = 256 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long stalled readers take until they are full, and more.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Plays it over each transport, with each number of stalled readers.
 ///
@@ -80,6 +82,8 @@ impl Slice<'_> {
         self.fill().await?;
         let good = self.good as u64;
         crowd.until_delivered(good * u64::from(FILL), PATIENCE).await;
+        // What the others take before they are full is still on its way to them: that is work, and not their stalling.
+        sleep(plan.amount(SETTLE / 20, SETTLE)).await;
         let mut publisher = self.stand.publisher().await?;
         let mut steady = Steady::new(PER_SECOND);
         let mut peak = self.stand.memory_bytes();
