@@ -40,7 +40,8 @@ async fn commits_are_compared_with_those_that_tell_nobody() {
     let runs = play(Scenario::Commit, &[4], &[]).await;
     let labels: Vec<_> = runs.iter().filter_map(|run| run.label.as_deref()).collect();
     use figure::label;
-    assert_eq!(labels, [label::NOOP, label::MESSAGE, label::PUBLISH, label::STAND_IN, label::NOTIFY]);
+    let alone = [label::NOOP, label::MESSAGE, label::PUBLISH, label::STAND_IN, label::NOTIFY];
+    assert_eq!(labels, [&alone[..], &[label::PUBLISH_IN_USE, label::NOTIFY_IN_USE]].concat());
     for run in &runs {
         assert!(run.checks.expected > 0 && value(run, figure::TRANSACTIONS_PER_SECOND) > 0.0, "{run:?}");
         assert!(value(run, figure::RATIO_TO_NOOP) > 0.0, "{run:?}");

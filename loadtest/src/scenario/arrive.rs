@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, OWN, Plan, keep, own_topic};
+use super::{Draft, OWN, Plan, each, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -17,12 +17,10 @@ const QUIET: Duration = Duration::from_secs(10);
 /// # Errors
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    let mut runs = Vec::new();
-    for (system, transport, clients) in plan.runs(lab).await? {
-        let played = one(lab, system, transport, clients).await;
-        keep(&mut runs, lab, (Scenario::Arrive, system), played)?;
-    }
-    Ok(runs)
+    each(lab, plan, Scenario::Arrive, async |lab, system, transport, clients| {
+        Ok(vec![one(lab, system, transport, clients).await?])
+    })
+    .await
 }
 
 async fn one(

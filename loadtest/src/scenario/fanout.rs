@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Draft, Plan, SHARED, keep};
+use super::{Draft, Plan, SHARED, each};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -22,12 +22,10 @@ const QUIET: Duration = Duration::from_secs(10);
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     lab.note(format!("fanout: {AT_ONCE} events in a transaction, or written together to a peer"));
-    let mut runs = Vec::new();
-    for (system, transport, clients) in plan.runs(lab).await? {
-        let played = one(lab, plan, system, transport, clients).await;
-        keep(&mut runs, lab, (Scenario::Fanout, system), played)?;
-    }
-    Ok(runs)
+    each(lab, plan, Scenario::Fanout, async |lab, system, transport, clients| {
+        Ok(vec![one(lab, plan, system, transport, clients).await?])
+    })
+    .await
 }
 
 async fn one(

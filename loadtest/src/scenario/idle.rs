@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Draft, OWN, Plan, keep, own_topic};
+use super::{Draft, OWN, Plan, each, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -35,15 +35,14 @@ const QUIET: Duration = Duration::from_secs(10);
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     lab.note("idle: the broker keeps 5 s of history, so that waiters are measured and not history");
-    let mut runs = Vec::new();
-    for (system, transport, clients) in plan.runs(lab).await? {
-        let played = one(lab, plan, system, transport, clients).await;
-        keep(&mut runs, lab, (Scenario::Idle, system), played)?;
+    each(lab, plan, Scenario::Idle, async |lab, system, transport, clients| {
+        let mut runs = vec![one(lab, plan, system, transport, clients).await?];
         if system == System::Walcast && transport != Some(Transport::Poll) {
             runs.push(beating(lab, plan, transport, clients).await?);
         }
-    }
-    Ok(runs)
+        Ok(runs)
+    })
+    .await
 }
 
 /// Lets streams beat as they do by default.

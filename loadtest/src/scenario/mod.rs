@@ -71,19 +71,22 @@ impl Plan {
     }
 }
 
-/// Keeps a run. One of a peer that failed is a note: the rest is worth its time.
-fn keep(
-    runs: &mut Vec<Run>,
+/// Plays each system with each number of clients by `one`. A peer that failed is a note: the rest is worth its time.
+async fn each(
     lab: &mut Lab,
-    (scenario, system): (Scenario, System),
-    played: Result<Run, Error>,
-) -> Result<(), Error> {
-    match played {
-        Ok(run) => runs.push(run),
-        Err(error) if system == System::Walcast => return Err(error),
-        Err(error) => lab.note(format!("{scenario}: {system} failed: {error}")),
+    plan: &Plan,
+    scenario: Scenario,
+    one: impl AsyncFn(&mut Lab, System, Option<Transport>, usize) -> Result<Vec<Run>, Error>,
+) -> Result<Vec<Run>, Error> {
+    let mut runs = Vec::new();
+    for (system, transport, clients) in plan.runs(lab).await? {
+        match one(lab, system, transport, clients).await {
+            Ok(played) => runs.extend(played),
+            Err(error) if system == System::Walcast => return Err(error),
+            Err(error) => lab.note(format!("{scenario}: {system} failed: {error}")),
+        }
     }
-    Ok(())
+    Ok(runs)
 }
 
 /// The topic of a client that has one of its own.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, OWN, Plan, SHARED, keep, median, own_topic};
+use super::{Draft, OWN, Plan, SHARED, each, median, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -18,16 +18,15 @@ const QUIET: Duration = Duration::from_secs(10);
 /// # Errors
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    let mut runs = Vec::new();
-    for (system, transport, clients) in plan.runs(lab).await? {
+    each(lab, plan, Scenario::Storm, async |lab, system, transport, clients| {
+        let mut runs = Vec::new();
         if system == System::Walcast {
-            let played = one(lab, plan, system, transport, clients, false).await;
-            keep(&mut runs, lab, (Scenario::Storm, system), played)?;
+            runs.push(one(lab, plan, system, transport, clients, false).await?);
         }
-        let played = one(lab, plan, system, transport, clients, true).await;
-        keep(&mut runs, lab, (Scenario::Storm, system), played)?;
-    }
-    Ok(runs)
+        runs.push(one(lab, plan, system, transport, clients, true).await?);
+        Ok(runs)
+    })
+    .await
 }
 
 async fn one(

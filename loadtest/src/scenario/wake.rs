@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, Plan, keep, own_topic};
+use super::{Draft, Plan, each, own_topic};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -21,20 +21,18 @@ const QUIET: Duration = Duration::from_secs(10);
 /// # Errors
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    let mut runs = Vec::new();
     let fewest = plan.clients.iter().min().copied();
-    for (system, transport, clients) in plan.runs(lab).await? {
+    each(lab, plan, Scenario::Wake, async |lab, system, transport, clients| {
         let settings = Settings::clients(clients);
         let label = (system == System::Walcast).then_some(figure::label::VISIBLE);
-        let played = one(lab, plan, system, transport, &settings, label).await;
-        keep(&mut runs, lab, (Scenario::Wake, system), played)?;
+        let mut runs = vec![one(lab, plan, system, transport, &settings, label).await?];
         if system == System::Walcast && fewest == Some(clients as u64) {
             let settings = Settings { fast: true, ..settings };
-            let played = one(lab, plan, system, transport, &settings, Some(figure::label::FAST)).await;
-            keep(&mut runs, lab, (Scenario::Wake, system), played)?;
+            runs.push(one(lab, plan, system, transport, &settings, Some(figure::label::FAST)).await?);
         }
-    }
-    Ok(runs)
+        Ok(runs)
+    })
+    .await
 }
 
 async fn one(
