@@ -194,6 +194,15 @@ pub struct SeedEnd {
     pub settle: u64,
 }
 
+/// A state table whose values a seeding reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seeded {
+    /// The table.
+    pub table: Arc<str>,
+    /// Where its values are told; none where it has no rule any more.
+    pub topics: Vec<TopicPattern>,
+}
+
 /// A state table whose values are to be read, for its rule is new, another, or gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outdated {
@@ -342,7 +351,7 @@ pub enum Note {
     /// a seeding that begins later.
     Outdated(Arc<[Outdated]>),
     /// See [`Changes::SeedBegin`].
-    SeedBegin(Arc<[Arc<str>]>),
+    SeedBegin(Arc<[Seeded]>),
     /// Current values, `op` snapshot; their position is the settle point, which is not known yet.
     Seed {
         /// What they contain.

@@ -15,6 +15,8 @@ pub struct SourceFacts {
     pub wal_keep_bytes_max: Option<u64>,
     /// The server's `idle_replication_slot_timeout`, from Postgres 18 on; `None` without one.
     pub idle_slot_timeout_seconds: Option<f64>,
+    /// Whether the server takes the stream for a synchronous standby, so that commits wait for it.
+    pub synchronous: bool,
     /// The standbys among the hosts of the connection string, from Postgres 17 on.
     pub standbys: Vec<StandbyFacts>,
     /// The oldest transaction that has written and is open.

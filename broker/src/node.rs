@@ -25,6 +25,7 @@ use crate::source::wal::{Wal, catalog};
 use crate::source::{Retry, SourceError};
 use crate::{admin, listen, telemetry, transport};
 
+mod monitor;
 mod publisher;
 
 /// How long a node that drains waits until its slot is released,
@@ -35,8 +36,6 @@ const GRACE: Duration = Duration::from_secs(7);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Publishes that wait for the companion session.
 const PUBLISHERS_MAX: usize = 256;
-/// Between two looks at what the rules rely on in the database.
-const LOOK: Duration = Duration::from_secs(5);
 /// Pause before Postgres is looked for again at start.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -67,6 +66,9 @@ pub enum NodeError {
     /// The server, or what is in it, does not fit.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The publication leaves out what the rules rely on.
+    #[error("{0}")]
+    Publication(String),
     /// The stream ended for good.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -155,13 +157,13 @@ impl Node {
             async move { Ok(pipeline::ingest(backbone, hub, health).await?) }
         });
         node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
-        node.spawn("monitor", monitor(Arc::clone(&parts)));
+        node.spawn("monitor", monitor::run(Arc::clone(&parts)));
         node.spawn("http", {
             let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
             let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
             let away = parts.health.standing_by();
             let config = parts.config.http.clone();
-            let serving = transport::serve(http.0, config, hub, publisher, drain, away, admin.1);
+            let serving = transport::serve(http.0, config, hub, publisher, drain, away);
             let gone = parts.clients_gone.clone().drop_guard();
             async move {
                 let _gone = gone;
@@ -348,50 +350,13 @@ async fn wait_until_suitable(parts: &Parts) -> Result<(), NodeError> {
 async fn check(parts: &Parts, router: &Router) -> Result<(), NodeError> {
     let names: Vec<Arc<str>> = router.tables().map(|table| table.name).collect();
     let facts = catalog::read(&parts.companion, &parts.config.source, &names).await?;
-    match router.check(&facts) {
+    if let Some(problem) = facts.publication {
+        return Err(NodeError::Publication(problem));
+    }
+    match router.check(&facts.tables) {
         errors if errors.is_empty() => Ok(()),
         errors => Err(NodeError::Rules(errors)),
     }
-}
-
-/// Looks again and again whether what the rules rely on is still there. A table that leaves the publication
-/// sends nothing any more, and says nothing about it.
-async fn monitor(parts: Arc<Parts>) -> Result<(), NodeError> {
-    let mut tick = tokio::time::interval(LOOK);
-    let mut missing = false;
-    while parts.stop.run_until_cancelled(tick.tick()).await.is_some() {
-        if !parts.hub.status().started {
-            continue;
-        }
-        let router = Arc::clone(&parts.rules.borrow());
-        match parts.stop.run_until_cancelled(check(&parts, &router)).await {
-            None => break,
-            Some(Ok(())) => {
-                if std::mem::take(&mut missing) {
-                    tracing::warn!("what the rules rely on is there again: current values are read anew");
-                    // What was written meanwhile no event has told. Of the rules of now, which may have changed.
-                    parts.rules.send_if_modified(|rules| {
-                        let anew = rules.anew();
-                        anew.is_ok_and(|anew| {
-                            *rules = Arc::new(anew);
-                            true
-                        })
-                    });
-                }
-                parts.health.well(Part::Catalog);
-            }
-            // Out of reach: the stream says so, and better.
-            Some(Err(NodeError::Source(error))) if error.retry != Retry::Never => {}
-            Some(Err(error)) => {
-                missing = true;
-                let text = error.to_string();
-                if parts.health.unwell(Part::Catalog, text.clone()) {
-                    tracing::error!("events may be missing: {text}");
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What needs doing now and then: old events go, also while nothing happens; figures are published.
@@ -436,7 +401,7 @@ impl Reloader {
     async fn take(&self, rules: &[RuleConfig]) -> Result<(), NodeError> {
         let router = compile(&self.parts.config, rules)?;
         check(&self.parts, &router).await?;
-        self.parts.rules.send_replace(Arc::new(router));
+        self.parts.rules.send_modify(|rules| *rules = Arc::new(router.after(rules)));
         Ok(())
     }
 }

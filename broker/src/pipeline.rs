@@ -122,6 +122,7 @@ impl<B: Backbone> Publisher<B> {
             let Retry::After(at_least) = error.retry else { return Err(error.into()) };
             let pause = backoff.failed(self.assembly.head);
             self.assembly.interrupt();
+            self.say_unsaid().await?;
             self.health.unwell(Part::Stream, error.message.clone());
             let delay = at_least + rand::rng().random_range(Duration::ZERO..=pause);
             tracing::warn!(
@@ -173,7 +174,10 @@ impl<B: Backbone> Publisher<B> {
                     }
                 }
                 Changes::Idle(lsn) => self.assembly.idle(lsn),
-                Changes::SeedBegin(tables) => self.note(source, Note::SeedBegin(tables)).await?,
+                Changes::SeedBegin(tables) => {
+                    let seeded = self.assembly.routing.router().seeded(&tables).into();
+                    self.note(source, Note::SeedBegin(seeded)).await?;
+                }
                 Changes::Seed(rows) => {
                     let router = self.assembly.routing.router();
                     let events = router.seed(&rows.relation, &rows.rows).into();
@@ -213,13 +217,27 @@ impl<B: Backbone> Publisher<B> {
         Ok(())
     }
 
+    /// Publishes notes that the end of a stream had cut off.
+    async fn say_unsaid(&mut self) -> Result<(), BackboneError> {
+        while let Some(note) = self.assembly.unsaid.first().cloned() {
+            let (epoch, head) = (self.assembly.epoch, self.assembly.head);
+            let batch = Batch { epoch, after: head, upto: head, entries: Arc::from([]), note: Some(note) };
+            self.backbone.publish(&batch).await?;
+            self.assembly.unsaid.remove(0);
+        }
+        Ok(())
+    }
+
     async fn flush<S: Source>(&mut self, source: &mut S, note: Option<Note>) -> Result<(), PublishError> {
         let Some(batch) = self.assembly.batch(note) else { return Ok(()) };
         tokio::select! {
             biased;
             published = self.backbone.publish(&batch) => published?,
             // However long the backbone takes, the server does not wait for it.
-            error = source.ended() => return Err(error.into()),
+            error = source.ended() => {
+                self.assembly.unsaid.extend(batch.note.filter(said_once));
+                return Err(error.into());
+            }
         }
         if let Some(lsn) = self.assembly.published(&batch) {
             source.ack(lsn).await?;
@@ -246,6 +264,8 @@ struct Assembly {
     open: Option<Open>,
     /// What may be acknowledged once `ready` is published.
     end: Option<u64>,
+    /// Notes that are said once, and were not: at most one for each stream that ended.
+    unsaid: Vec<Note>,
 }
 
 struct Open {
@@ -267,6 +287,7 @@ impl Assembly {
             upto: None,
             open: None,
             end: None,
+            unsaid: Vec::new(),
         }
     }
 
@@ -344,6 +365,11 @@ impl Assembly {
         self.head = batch.upto;
         self.end.take()
     }
+}
+
+/// Whether nobody says it again when a stream begins: a seeding that ended is not repeated, nor are rules taken twice.
+fn said_once(note: &Note) -> bool {
+    matches!(note, Note::SeedEnd { .. } | Note::Outdated(_))
 }
 
 fn entry_bytes(entry: &Entry) -> usize {

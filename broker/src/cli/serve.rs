@@ -100,7 +100,10 @@ impl Failure {
     pub(super) fn of_node(origin: &str, error: &NodeError) -> Self {
         let code = match error {
             NodeError::Dsn(_) | NodeError::Rules(_) => exit::USAGE,
-            NodeError::Listen { .. } | NodeError::Source(_) | NodeError::Publish(_) => exit::UNAVAILABLE,
+            NodeError::Listen { .. }
+            | NodeError::Source(_)
+            | NodeError::Publication(_)
+            | NodeError::Publish(_) => exit::UNAVAILABLE,
             NodeError::StateFull(_) | NodeError::Panicked(_) => exit::OTHER,
         };
         match error {

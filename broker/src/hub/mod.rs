@@ -335,7 +335,7 @@ impl Inner {
                 }
                 self.retained.outdate(tables);
             }
-            Some(Note::SeedBegin(tables)) => self.retained.seed_begin(Arc::clone(tables)),
+            Some(Note::SeedBegin(tables)) => self.retained.seed_begin(tables),
             Some(Note::Seed { snapshot, events }) => {
                 for Filling { topic, positions, data } in self.retained.seed(snapshot, events) {
                     self.history.replace(&topic, &positions, |event| event.filled(&data));

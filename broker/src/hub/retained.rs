@@ -11,11 +11,11 @@ use bytes::Bytes;
 use walcast_wire::{Op, Position, Topic, TopicPattern};
 
 use super::merge::merge;
-use crate::event::{Commit, Effect, Event, Outdated, Snapshot, State};
+use crate::event::{Commit, Effect, Event, Outdated, Seeded, Snapshot, State};
 
 /// Bookkeeping that a value costs beside its bytes.
 const OVERHEAD_BYTES: usize = 256;
-/// If more topics have to be told anew, all of their tables' are.
+/// If more topics of a table have to be told anew, all of it are.
 const MISLED_MAX: usize = 32;
 
 /// The current value of a topic.
@@ -64,7 +64,7 @@ pub(super) struct Filling {
 /// A seeding under way.
 #[derive(Debug, Default)]
 struct Seeding {
-    tables: Arc<[Arc<str>]>,
+    tables: Vec<Arc<str>>,
     /// Known once rows come.
     snapshot: Option<Arc<Snapshot>>,
     /// What values may already contain by a seeding that broke off, and in which round that was.
@@ -180,8 +180,8 @@ impl Retained {
 
     /// The rules of tables changed: they are to be read, by a seeding that has not begun yet.
     pub(super) fn outdate(&mut self, tables: &[Outdated]) {
+        self.unsettle(tables.iter().filter(|table| !table.withdrawn).map(|table| &table.table));
         for Outdated { table, topics, withdrawn } in tables {
-            self.unsettle(table);
             if *withdrawn {
                 // Followers begin anew: what they were told is nothing.
                 self.told.insert(Arc::clone(table), HashSet::new());
@@ -194,12 +194,20 @@ impl Retained {
         }
     }
 
-    /// From now on the values of a table do not say what followers were told.
-    fn unsettle(&mut self, table: &Arc<str>) {
-        if self.settled_table(table) {
-            let values = self.values.iter().filter(|(_, value)| value.table == *table);
-            self.told.insert(Arc::clone(table), values.map(|(topic, _)| topic.clone()).collect());
+    /// From now on the values of these tables do not say what followers were told.
+    fn unsettle<'a>(&mut self, tables: impl Iterator<Item = &'a Arc<str>>) {
+        let settled = tables.filter(|table| self.settled_table(table));
+        let mut told: HashMap<_, HashSet<_>> =
+            settled.map(|table| (Arc::clone(table), HashSet::new())).collect();
+        if told.is_empty() {
+            return;
         }
+        for (topic, value) in &self.values {
+            if let Some(told) = told.get_mut(&value.table) {
+                told.insert(topic.clone());
+            }
+        }
+        self.told.extend(told);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -210,16 +218,17 @@ impl Retained {
         self.bytes
     }
 
-    pub(super) fn seed_begin(&mut self, tables: Arc<[Arc<str>]>) {
+    pub(super) fn seed_begin(&mut self, tables: &[Seeded]) {
         self.round += 1;
         self.settle = None;
         self.due.values_mut().for_each(|due| due.begun = false);
-        for table in tables.iter() {
-            self.unsettle(table);
-            // Nobody said where those are told whose rules are the same: anywhere.
-            let anywhere = || Due { topics: TopicPattern::new("**").into_iter().collect(), begun: true };
-            self.due.entry(Arc::clone(table)).or_insert_with(anywhere).begun = true;
+        self.unsettle(tables.iter().map(|seeded| &seeded.table));
+        for Seeded { table, topics } in tables {
+            // Those whose rules changed are told elsewhere, too.
+            let unchanged = || Due { topics: topics.clone(), begun: true };
+            self.due.entry(Arc::clone(table)).or_insert_with(unchanged).begun = true;
         }
+        let tables = tables.iter().map(|seeded| Arc::clone(&seeded.table)).collect();
         // What one that broke off was to tell, this one tells.
         let Seeding { snapshot, older, lacking, .. } = self.seeding.take().unwrap_or_default();
         let older = snapshot.map(|snapshot| (snapshot, self.round - 1)).or(older);
@@ -305,12 +314,13 @@ impl Retained {
         let settles = self.settle.is_some_and(|settle| head >= settle);
         if settles {
             let read = |table: &Arc<str>| self.due.get(table).is_none_or(|due| due.begun);
-            let told = self.told.extract_if(|table, _| read(table)).flat_map(|(_, topics)| topics);
-            let misled = told.filter(|topic| !self.values.contains_key(topic));
-            self.misled.extend(misled.map(TopicPattern::from));
-            if self.misled.len() > MISLED_MAX {
-                let begun = self.due.values().filter(|due| due.begun);
-                self.misled = begun.flat_map(|due| due.topics.iter().cloned()).collect();
+            for (table, told) in self.told.extract_if(|table, _| read(table)) {
+                let mut misled = told.into_iter().filter(|topic| !self.values.contains_key(topic));
+                let few: Vec<_> = misled.by_ref().take(MISLED_MAX).map(TopicPattern::from).collect();
+                match (misled.next(), self.due.get(&table)) {
+                    (Some(_), Some(due)) => self.misled.extend(due.topics.iter().cloned()),
+                    _ => self.misled.extend(few),
+                }
             }
             (self.settle, self.seeding, self.known) = (None, None, true);
             self.due.retain(|_, due| !due.begun);

@@ -209,3 +209,108 @@ proptest! {
         }
     }
 }
+
+/// A source that brings what it is given, then nothing, and ends when asked to.
+struct Scripted {
+    changes: std::vec::IntoIter<Changes>,
+    end: Arc<tokio::sync::Notify>,
+}
+
+fn ended() -> SourceError {
+    SourceError { message: "the server stops".into(), retry: Retry::After(Duration::ZERO) }
+}
+
+impl Source for Scripted {
+    async fn next(&mut self) -> Result<Changes, SourceError> {
+        match self.changes.next() {
+            Some(changes) => Ok(changes),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn ended(&mut self) -> SourceError {
+        self.end.notified().await;
+        ended()
+    }
+
+    async fn ack(&mut self, _: u64) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn keep_values_of(&mut self, _: Vec<crate::router::TableRule>, _: Vec<Arc<str>>) {}
+
+    async fn close(&mut self) {}
+}
+
+/// Takes one batch at a time; that of a seeding's end only at the second attempt.
+#[derive(Default)]
+struct Slow {
+    taken: parking_lot::Mutex<Vec<Batch>>,
+    refused: std::sync::atomic::AtomicBool,
+    asked: tokio::sync::Notify,
+}
+
+impl Backbone for Slow {
+    async fn publish(&self, batch: &Batch) -> Result<(), BackboneError> {
+        let end = matches!(batch.note, Some(Note::SeedEnd { .. }));
+        if end && !self.refused.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            self.asked.notify_one();
+            std::future::pending::<()>().await;
+        }
+        self.taken.lock().push(batch.clone());
+        self.asked.notify_one();
+        Ok(())
+    }
+
+    async fn next(&self) -> Result<Batch, BackboneError> {
+        std::future::pending().await
+    }
+
+    fn close(&self) {}
+}
+
+#[tokio::test]
+async fn what_is_said_once_is_not_lost_with_the_stream() {
+    let snapshot = Arc::new(crate::event::Snapshot::default());
+    let start = Start { epoch: Epoch(1), from: 100, quiet_from: Position::before(100), replay_until: 100 };
+    let changes = vec![
+        Changes::Start(start),
+        Changes::SeedBegin(Arc::from([])),
+        Changes::Transaction(part(100, 1..=1, Some(110))),
+        Changes::SeedEnd(crate::event::SeedEnd { snapshot, settle: 120 }),
+    ];
+    let end = Arc::new(tokio::sync::Notify::new());
+    let source = Scripted { changes: changes.into_iter(), end: Arc::clone(&end) };
+    let router = Router::new(&[], router::Config::default()).unwrap();
+    let (_rules, watched) = watch::channel(Arc::new(router));
+    let (backbone, shutdown) = (Arc::new(Slow::default()), CancellationToken::new());
+    let health = Arc::new(Health::new(Duration::from_secs(1)));
+    let running =
+        publish(source, watched, Arc::clone(&backbone), Config::default(), health, shutdown.clone());
+    let running = tokio::spawn(running);
+    let seen = |seed_ends: bool| {
+        let ends = |batch: &Batch| matches!(batch.note, Some(Note::SeedEnd { .. }));
+        backbone.taken.lock().iter().any(ends) == seed_ends
+    };
+    let told = async {
+        while !backbone.refused.load(std::sync::atomic::Ordering::SeqCst) {
+            backbone.asked.notified().await;
+        }
+        assert!(seen(false));
+        end.notify_one();
+        while !seen(true) {
+            backbone.asked.notified().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    let taken = backbone.taken.lock();
+    let last = taken.last().unwrap();
+    assert!(matches!(&last.note, Some(Note::SeedEnd { settle, .. }) if *settle == Position::before(120)));
+    // The transaction was published before it, and is not published again.
+    assert_eq!(
+        (last.after, last.upto, last.entries.len()),
+        (Position::before(110), Position::before(110), 0)
+    );
+}

@@ -151,7 +151,7 @@ impl Checking<'_> {
         }
         if facts.published == Some(false) {
             let remedy = if self.rule.state {
-                "run `walcast setup`; a broker that ran meanwhile reads its values again at its next start"
+                "run `walcast setup`; a broker that goes on running reads its values anew then"
             } else {
                 "run `walcast setup`"
             };

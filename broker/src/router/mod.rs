@@ -9,7 +9,7 @@
 //! - `binding`: where a rule's columns are in a relation; `row`, `cel_row`: what is known of a row
 //! - `message`: the content of `walcast.publish`
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -38,7 +38,7 @@ pub use check::{Identity, PartitionFacts, TableFacts, TableKind, UniqueKey};
 pub use routing::Routing;
 pub use rule::{RuleConfig, RuleError};
 
-use crate::event::{Event, Outdated, Relation, Row};
+use crate::event::{Event, Outdated, Relation, Row, Seeded};
 
 /// Limits of routing.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -63,8 +63,8 @@ pub struct Router {
     by_table: HashMap<Arc<str>, usize>,
     config: Config,
     notices: Notices,
-    /// How often it was taken up anew.
-    revision: u32,
+    /// How often events of a table turned out to be missing, of those of which any did.
+    missed: BTreeMap<Arc<str>, u32>,
 }
 
 /// What setting up, seeding and monitoring need to know of a rule.
@@ -104,17 +104,28 @@ impl Router {
             }
             compiled.push(new);
         }
-        Ok(Self { rules: compiled, by_table, config, notices: Notices::default(), revision: 0 })
+        Ok(Self { rules: compiled, by_table, config, notices: Notices::default(), missed: BTreeMap::new() })
     }
 
-    /// The same, but to [`Self::outdated`] nothing that was told by it holds any more: events were missing.
+    /// These rules in place of those of `before`, whose tables that missed events keep being known as such.
+    #[must_use]
+    pub fn after(mut self, before: &Self) -> Self {
+        self.missed.clone_from(&before.missed);
+        self
+    }
+
+    /// The same rules, but to [`Self::outdated`] what was told of these tables no longer holds: events of theirs were
+    /// missing.
     ///
     /// # Errors
     /// None that [`Self::new`] did not have.
-    pub fn anew(&self) -> Result<Self, RuleError> {
+    pub fn missing<'a>(&self, tables: impl IntoIterator<Item = &'a Arc<str>>) -> Result<Self, RuleError> {
         let rules: Vec<_> = self.rules.iter().map(|rule| rule.config.clone()).collect();
-        let same = Self::new(&rules, self.config.clone())?;
-        Ok(Self { revision: self.revision + 1, ..same })
+        let mut same = Self::new(&rules, self.config.clone())?.after(self);
+        for table in tables {
+            *same.missed.entry(Arc::clone(table)).or_default() += 1;
+        }
+        Ok(same)
     }
 
     /// The tables with rules, in the order of the rules.
@@ -132,14 +143,24 @@ impl Router {
         self.tables().filter(|table| table.state)
     }
 
-    /// State tables whose values an older router's no longer are: their rule is new, gone, or another, or all are taken
-    /// up anew.
+    /// What a seeding of these tables reads.
+    #[must_use]
+    pub fn seeded(&self, tables: &[Arc<str>]) -> Vec<Seeded> {
+        let seeded = |table: &Arc<str>| {
+            let topics = self.rule(table).and_then(|(_, rule)| rule.template.pattern());
+            Seeded { table: Arc::clone(table), topics: topics.into_iter().collect() }
+        };
+        tables.iter().map(seeded).collect()
+    }
+
+    /// State tables whose values an older router's no longer are: their rule is new, gone, or another, or events of
+    /// theirs were missing.
     #[must_use]
     pub fn outdated(&self, old: &Self) -> Vec<Outdated> {
-        let anew = self.revision > old.revision;
+        let missed = |table: &str| self.missed.get(table) > old.missed.get(table);
         let differs = |rule: &&Rule, other: &Self| {
-            rule.state
-                && (anew || other.rule(&rule.table).is_none_or(|(_, other)| other.config != rule.config))
+            let other = other.rule(&rule.table);
+            rule.state && (missed(&rule.table) || other.is_none_or(|(_, other)| other.config != rule.config))
         };
         let new = self.rules.iter().filter(|rule| differs(rule, old));
         let gone = old.rules.iter().filter(|rule| differs(rule, self));
@@ -148,7 +169,7 @@ impl Router {
         tables.dedup();
         let outdated = |table: Arc<str>| {
             let rules = [old, self].map(|router| router.rule(&table).map(|(_, rule)| rule));
-            let keeps = |old| rules[1].is_some_and(|new: &Rule| new.keeps(old)) && !anew;
+            let keeps = |old| rules[1].is_some_and(|new: &Rule| new.keeps(old)) && !missed(&table);
             let withdrawn = rules[0].is_some_and(|old| old.state && !keeps(old));
             let mut topics: Vec<_> =
                 rules.into_iter().flatten().filter_map(|rule| rule.template.pattern()).collect();

@@ -47,6 +47,14 @@ pub struct RuleError {
     pub remedy: String,
 }
 
+impl RuleError {
+    /// Whether changes of the table do not arrive, or not whole, while this is so.
+    #[must_use]
+    pub fn misses_events(&self) -> bool {
+        matches!(self.key, "name" | "columns")
+    }
+}
+
 impl fmt::Display for RuleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[[table]] {:?}, key `{}`: {}; {}", self.table, self.key, self.cause, self.remedy)

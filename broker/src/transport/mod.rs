@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -119,8 +119,6 @@ struct App {
     publisher: Arc<dyn Publisher>,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
-    /// Where operators connect.
-    admin: SocketAddr,
 }
 
 impl App {
@@ -170,7 +168,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
 
 /// Serves the HTTP API on `listener` until `drain` fires: then every wait answers with its cursor and asks the
 /// client to come back. So it does while `away` holds, and new waits are refused: another broker has what they
-/// wait for. Who looks here for health is sent to `admin`. Returns once every connection has ended; dropping the
+/// wait for. Returns once every connection has ended; dropping the
 /// future cuts what is left.
 pub async fn serve(
     listener: TcpListener,
@@ -179,11 +177,10 @@ pub async fn serve(
     publisher: Arc<dyn Publisher>,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
-    admin: SocketAddr,
 ) {
     let mut limits = config.limits();
     limits.connections_max = listen::connections_possible(limits.connections_max);
-    let app = Arc::new(App { config, hub, publisher, drain: drain.clone(), away, admin });
+    let app = Arc::new(App { config, hub, publisher, drain: drain.clone(), away });
     let front = Arc::new(driver::Front { router: router(Arc::clone(&app)), app: Arc::clone(&app) });
     let serving = listen::serve(listener, front, limits, drain);
     tokio::select! {
@@ -204,11 +201,11 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-async fn not_found(State(app): State<Arc<App>>, uri: Uri) -> Refusal {
+async fn not_found(uri: Uri) -> Refusal {
     let path = uri.path();
     let detail = match path {
         "/livez" | "/readyz" | "/metrics" => {
-            format!("{path} is on the listener for operators, {} (`admin.listen`)", app.admin)
+            format!("{path} is on the listener for operators, whose address is `admin.listen`")
         }
         _ => format!("no such path: {path}"),
     };

@@ -1,7 +1,7 @@
 //! Server-sent events, for `EventSource` and for `curl -N`.
 //!
 //! An `EventSource` gives up for ever on any answer but 200, so what time can mend is said in the stream:
-//! a reset or a problem as an event of its own, then, as at a drain, `retry:` and an end.
+//! a reset as an event of its own, and a problem too, behind which come, as at a drain, `retry:` and an end.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

@@ -130,6 +130,33 @@ async fn the_window_gives_way_before_the_server_removes_what_a_slot_needs() {
     assert_eq!(source["wal_keep_bytes_max"], 64 << 20);
 }
 
+/// It would wait for itself: the gate for the commit, and the commit for what only comes behind the gate.
+#[tokio::test]
+async fn commits_that_wait_for_the_broker_itself_are_an_alarm() {
+    let server = frugal().await;
+    let broker = Broker::start_at(&server, "governor_sync", DDL, RULE, |_| ()).await;
+    let mut follower = broker.follow(Transport::WebSocket, &["watched"]).await;
+    run(&broker.sql, "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+    run(&broker.sql, "SELECT pg_reload_conf()").await;
+    until("it is told", async || {
+        let (_, body) = broker.readiness().await;
+        let reason = body["problems"]["retention"].as_str().unwrap_or_default();
+        reason.contains("synchronous_standby_names") && body["source"]["synchronous"] == true
+    })
+    .await;
+    let session = broker.session().await;
+    let commit = run(&session, "INSERT INTO watched VALUES (1)");
+    let remedy = async {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        until("the commit waits", async || value_of(&broker.sql, waits).await == "1").await;
+        run(&broker.sql, "ALTER SYSTEM RESET synchronous_standby_names").await;
+        run(&broker.sql, "SELECT pg_reload_conf()").await;
+    };
+    within("the commit", async { tokio::join!(commit, remedy) }).await;
+    assert_eq!(follower.next().await.data["id"], 1);
+    until("all is well", async || broker.readiness().await.1["problems"]["retention"].is_null()).await;
+}
+
 #[tokio::test]
 async fn a_transaction_that_holds_the_log_is_named_and_the_disk_does_not_fill() {
     let server = frugal().await;

@@ -120,8 +120,10 @@ async fn rules_are_read_again() {
 #[tokio::test]
 async fn a_table_that_was_not_published_for_a_while_is_read_again() {
     let name = "reload_unpublished";
-    let broker = Broker::start(name, TABLES, &format!("{A}{B_STATE}")).await;
+    let a_state = format!("{A}state = true\n");
+    let broker = Broker::start(name, TABLES, &format!("{a_state}{B_STATE}")).await;
     let mut follower = broker.follow(Transport::WebSocket, &["b/*"]).await;
+    let mut other = broker.follow(Transport::WebSocket, &["a/*"]).await;
     broker.run("INSERT INTO b VALUES (1, 'x'), (2, 'x')").await;
     assert_eq!((follower.next().await.topic.as_str(), follower.next().await.topic.as_str()), ("b/1", "b/2"));
     broker.run(&format!("ALTER PUBLICATION {name} DROP TABLE b")).await;
@@ -138,6 +140,8 @@ async fn a_table_that_was_not_published_for_a_while_is_read_again() {
     assert!(matches!(reset, Ok(Some(Message::Reset(_)))), "{reset:?}");
     let event = follower.next().await;
     assert_eq!((event.topic.as_str(), &event.data["data"]), ("b/1", &json!("y")));
+    broker.run("INSERT INTO a VALUES (1, 'x')").await;
+    assert_eq!(other.next().await.topic.as_str(), "a/1", "other tables' followers are told nothing");
 }
 
 /// A reading that breaks off with the stream is made up for when the stream is back.

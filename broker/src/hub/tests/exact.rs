@@ -320,7 +320,7 @@ impl Simulation {
             if self.due && self.feed.head >= self.settle {
                 self.due = false;
                 self.tell(|| "begin".into());
-                self.feed.note(Note::SeedBegin(Arc::from(["public.items".into()])));
+                self.feed.note(reads("public.items", "item/*"));
                 self.reading = Some(Reading { snapshot: None, streamed: self.streamed });
             }
             return;

@@ -7,9 +7,10 @@ use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Commit, Outdated, Snapshot};
+use crate::event::{Commit, Outdated, Seeded, Snapshot};
 
 mod exact;
+mod outdated;
 mod values;
 
 fn hub(events: usize) -> Arc<Hub> {
@@ -53,6 +54,16 @@ fn clear(lsn: u64, xid: u32, topic: &str) -> Entry {
     state(lsn, xid, topic, Op::Delete, Effect::Clear, r#"{"id":1}"#)
 }
 
+/// A seeding of this table begins.
+fn reads(table: &str, topics: &str) -> Note {
+    Note::SeedBegin(Arc::from([Seeded { table: table.into(), topics: vec![topics.parse().unwrap()] }]))
+}
+
+fn outdated(table: &str, topics: &[&str], withdrawn: bool) -> Note {
+    let topics = topics.iter().map(|topic| topic.parse().unwrap()).collect();
+    Note::Outdated(Arc::from([Outdated { table: table.into(), topics, withdrawn }]))
+}
+
 fn seeded(topic: &str, data: &'static str) -> Event {
     let Entry::Event(event) = put(1, 1, topic, data) else { unreachable!() };
     Event { position: Position::ZERO, op: Op::Snapshot, commit: None, ..event }
@@ -93,7 +104,7 @@ impl Feed {
     }
 
     fn begin_seed(&self) {
-        self.note(Note::SeedBegin(Arc::from(["public.vms".into()])));
+        self.note(reads("public.vms", "vm/*"));
     }
 
     fn seed(&self, snapshot: &str, events: Vec<Event>) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::PgLsn;
 
 use super::Config;
 use super::connect::{Failure, NOT_GRANTED};
@@ -15,8 +16,17 @@ use crate::source::SourceError;
 /// The oldest server whose pgoutput sends messages.
 const VERSION_MIN: i32 = 140_000;
 
-/// Makes sure that server, schema and publication are there and that the slot is nobody else's, then reads what the rules are to be
-/// compared with. A table that does not exist is absent from the answer.
+/// What the rules are to be compared with.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    /// What the publication leaves out, with the remedy; `None`: nothing.
+    pub publication: Option<String>,
+    /// The tables with rules; those that do not exist are absent.
+    pub tables: Vec<TableFacts>,
+}
+
+/// Makes sure that server, schema and publication are there and that the slot is nobody else's, then reads what the
+/// rules are to be compared with.
 ///
 /// # Errors
 /// What is missing, with the remedy; [`Retry::After`](crate::source::Retry::After) where it may come by itself.
@@ -24,11 +34,11 @@ pub async fn read(
     companion: &Companion,
     config: &Config,
     tables: &[Arc<str>],
-) -> Result<Vec<TableFacts>, SourceError> {
+) -> Result<Catalog, SourceError> {
     let read = async {
         let session = companion.lock().await?;
-        check_server(&session, config).await?;
-        facts(&session, tables, &config.publication).await
+        let publication = check_server(&session, config).await?;
+        Ok(Catalog { publication, tables: facts(&session, tables, &config.publication).await? })
     };
     read.await.map_err(|failure: Failure| failure.into_error(false, config))
 }
@@ -128,10 +138,26 @@ pub(super) struct Slot {
     pub(super) database: Option<String>,
 }
 
-async fn check_server(client: &Client, config: &Config) -> Result<(), Failure> {
-    match look(client, config).await.map_err(failed)?.problem(config) {
+/// The end of the log.
+///
+/// # Errors
+/// The server cannot be asked.
+pub async fn log_end(companion: &Companion) -> Result<u64, SourceError> {
+    const SQL: &str = "SELECT pg_current_wal_insert_lsn()";
+    let read = async {
+        let row = companion.lock().await?.query_one(SQL, &[]).await;
+        let lsn: PgLsn = row.and_then(|row| row.try_get(0)).map_err(failed)?;
+        Ok(lsn.into())
+    };
+    read.await.map_err(|failure: Failure| failure.into_error(true, &Config::default()))
+}
+
+/// What the publication leaves out.
+async fn check_server(client: &Client, config: &Config) -> Result<Option<String>, Failure> {
+    let server = look(client, config).await.map_err(failed)?;
+    match server.problem(config) {
         Some(problem) => Err(Failure::needs_operator(problem)),
-        None => Ok(()),
+        None => Ok(server.left_out(config)),
     }
 }
 
@@ -162,6 +188,11 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
 }
 
 impl Server {
+    /// What its publication leaves out, and the remedy.
+    fn left_out(&self, config: &Config) -> Option<String> {
+        self.publication.as_ref().and_then(|found| found.problem(&config.publication))
+    }
+
     /// The first thing that an operator has to put right, and how.
     fn problem(&self, config: &Config) -> Option<String> {
         let (database, publication, slot) = (&self.database, &config.publication, &config.slot);
@@ -195,11 +226,10 @@ impl Server {
         if !self.schema {
             return Some(format!("the database {database} has no schema walcast: run `walcast setup`"));
         }
-        let Some(found) = &self.publication else {
+        if self.publication.is_none() {
             return Some(format!("the publication {publication} does not exist: run `walcast setup`"));
-        };
-        let foreign = || self.slot.as_ref().and_then(|found| found.foreign(slot, database));
-        found.problem(publication).or_else(foreign)
+        }
+        self.slot.as_ref().and_then(|found| found.foreign(slot, database))
     }
 }
 
@@ -411,7 +441,8 @@ mod tests {
         let check = |change: &dyn Fn(&mut Server), expected: &[&str]| {
             let mut server = good.clone();
             change(&mut server);
-            let problem = server.problem(&Config::default()).unwrap_or_default();
+            let config = Config::default();
+            let problem = server.problem(&config).or_else(|| server.left_out(&config)).unwrap_or_default();
             assert_eq!(problem.is_empty(), expected.is_empty(), "{problem}");
             assert!(
                 !problem.contains('\n') && expected.iter().all(|part| problem.contains(part)),

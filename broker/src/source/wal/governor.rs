@@ -182,6 +182,11 @@ impl Governor {
                    p.transaction::text, age(p.transaction)
             FROM pg_catalog.pg_prepared_xacts p
             ORDER BY age DESC LIMIT 1";
+        // Our own role's row is shown whole. `potential` becomes `sync` when a standby goes.
+        const SYNCHRONOUS: &str = "
+            SELECT coalesce(bool_or(r.sync_state <> 'async'), false)
+            FROM pg_catalog.pg_stat_replication r WHERE r.pid = $1";
+        let synchronous = session.query_one(SYNCHRONOUS, &[&self.slots.walsender]).await?.try_get(0)?;
         let oldest = session.query_opt(OLDEST, &[]).await?;
         let lsn = wal_end(session).await?;
         let rows = session.query(SLOTS, &[&self.slots.floor, &self.slots.live]).await?;
@@ -223,6 +228,7 @@ impl Governor {
             }
         }
         sight.facts.slots = slots;
+        sight.facts.synchronous = synchronous;
         sight.facts.standbys = self.standbys.as_ref().map_or_else(Vec::new, |seen| seen.borrow().clone());
         let seconds = |row: &Row, column| {
             some::<f64>(row, column).map(|seconds| seconds.map(|seconds| seconds.max(0.0) as u64))

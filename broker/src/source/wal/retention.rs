@@ -174,6 +174,12 @@ pub(super) fn advice(facts: &SourceFacts, freeze_age: i64) -> Option<String> {
                 .to_owned(),
         );
     }
+    if facts.synchronous {
+        advice.push(
+            "commits wait for this broker as for a synchronous standby, and it waits for them to be visible, so neither              may ever end: name the standbys in synchronous_standby_names instead of `*`, and reload"
+                .to_owned(),
+        );
+    }
     advice.extend(facts.standbys.iter().filter_map(lacking));
     let shortest = (LOOK * IDLE_LOOKS_MIN).as_secs_f64();
     if let Some(seconds) = facts.idle_slot_timeout_seconds.filter(|seconds| *seconds < shortest) {

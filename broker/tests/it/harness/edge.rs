@@ -1,6 +1,5 @@
 //! The HTTP side alone: a real hub behind a real listener, fed by hand.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Snapshot, State};
+use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Seeded, Snapshot, State};
 use walcast::hub::{self, Hub};
 use walcast::transport::{self, Config, PublishError, Published, Publisher};
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
@@ -67,7 +66,8 @@ impl Edge {
         let start = Position::before(100);
         edge.note(Note::Start { replay_until: start, quiet_from: start });
         let snapshot = Arc::new(Snapshot::parse("1:1:").unwrap());
-        edge.note(Note::SeedBegin(Arc::from(["public.vms".into()])));
+        let seeded = Seeded { table: "public.vms".into(), topics: vec!["vm/*".parse().unwrap()] };
+        edge.note(Note::SeedBegin(Arc::from([seeded])));
         edge.note(Note::SeedEnd { settle: Position::before(100), snapshot });
         edge
     }
@@ -79,9 +79,8 @@ impl Edge {
         let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
         let away = watch::channel(false).1;
-        let admin = SocketAddr::from(([127, 0, 0, 1], 8481));
         let (theirs, end) = (Arc::clone(&hub), drain.clone());
-        let serving = transport::serve(listener, config, theirs, publisher, end, away, admin);
+        let serving = transport::serve(listener, config, theirs, publisher, end, away);
         let served = tokio::spawn(serving);
         Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }
