@@ -133,8 +133,15 @@ struct Live {
     _standbys: Option<AbortOnDropHandle<()>>,
 }
 
-/// What may end a stream, beside itself.
+/// What may end a stream, beside itself. A task listens to all of it, so that each event asks one handle only.
 struct Watch {
+    companion: watch::Receiver<SessionState>,
+    gate: Option<Arc<Session>>,
+    ended: AbortOnDropHandle<Failure>,
+}
+
+/// What that task listens to.
+struct Ends {
     companion: watch::Receiver<SessionState>,
     handover: Handover,
     gate: Option<Arc<Session>>,
@@ -261,13 +268,13 @@ impl Wal {
             seeding: None,
             ready: [Changes::Start(start)].into(),
             acknowledged,
-            watch: Watch {
+            watch: Watch::over(Ends {
                 companion,
                 handover,
                 gate: gate_session,
                 rebuilt: rebuild::watch(Arc::clone(&self.companion), self.config.clone(), standing),
                 pressure,
-            },
+            }),
             since: Instant::now(),
             _floor: floor.spawn(),
             _governor: governor.spawn(),
@@ -393,9 +400,8 @@ enum Step {
     Stream(Result<Option<Changes>, Failure>),
 }
 
-impl Watch {
-    /// Not to be called again once it has returned. Cancel safe.
-    async fn ended(&mut self) -> Failure {
+impl Ends {
+    async fn first(mut self) -> Failure {
         tokio::select! {
             biased;
             closed = ended(&mut self.companion, self.gate.clone()) => closed,
@@ -406,6 +412,20 @@ impl Watch {
             }
             asked = self.handover.asked() => asked,
         }
+    }
+}
+
+impl Watch {
+    fn over(ends: Ends) -> Self {
+        let (companion, gate) = (ends.companion.clone(), ends.gate.clone());
+        Self { companion, gate, ended: AbortOnDropHandle::new(tokio::spawn(ends.first())) }
+    }
+
+    /// Not to be called again once it has returned. Cancel safe.
+    async fn ended(&mut self) -> Failure {
+        (&mut self.ended)
+            .await
+            .unwrap_or_else(|error| Failure::again(format!("the watch over the stream: {error}")))
     }
 
     /// Whatever broke first: the server said on another session that it stops.

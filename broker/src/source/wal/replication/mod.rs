@@ -266,9 +266,12 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn body_bytes(frame: &Frame) -> usize {
+    fn new(frames: Vec<Frame>) -> Self {
         const OVERHEAD: usize = 64;
-        OVERHEAD + if let Frame::Data { body, .. } = frame { Bytes::len(body) } else { 0 }
+        let bytes = |frame: &Frame| {
+            OVERHEAD + if let Frame::Data { body, .. } = frame { Bytes::len(body) } else { 0 }
+        };
+        Self { bytes: frames.iter().map(bytes).sum(), frames: frames.into_iter() }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The reading end of a stream: frames in order, acknowledgements back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::frame::Frame;
@@ -23,13 +23,31 @@ const WAITING_CHUNKS_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Acknowledged {
     lsn: AtomicU64,
-    /// Rung when it rises.
+    /// The socket task will look by itself, soon: to wake it for each acknowledgement costs as much as an event.
+    watched: AtomicBool,
+    /// Rung when it rises and nobody looks.
     pub(super) risen: Notify,
 }
 
 impl Acknowledged {
     pub(super) fn get(&self) -> u64 {
-        self.lsn.load(Ordering::Acquire)
+        self.lsn.load(Ordering::SeqCst)
+    }
+
+    /// Only rises.
+    fn rise(&self, lsn: u64) {
+        // Either this sees that nobody looks, or who is about to stop looking sees this.
+        if self.lsn.fetch_max(lsn, Ordering::SeqCst) < lsn && !self.watched.load(Ordering::SeqCst) {
+            self.risen.notify_one();
+        }
+    }
+
+    /// When the socket task looks again, which `soon` finds out; `None`: when it is rung.
+    pub(super) fn watch(&self, soon: impl FnOnce() -> Option<Instant>) -> Option<Instant> {
+        self.watched.store(false, Ordering::SeqCst);
+        let soon = soon();
+        self.watched.store(soon.is_some(), Ordering::SeqCst);
+        soon
     }
 }
 
@@ -47,7 +65,6 @@ pub struct Stream {
     /// The chunk that is being read; its permit keeps its bytes counted.
     current: Option<(Chunk, OwnedSemaphorePermit)>,
     acknowledged: Arc<Acknowledged>,
-    stop: CancellationToken,
     task: AbortOnDropHandle<()>,
     ended: Option<ReplicationError>,
 }
@@ -56,13 +73,12 @@ impl Stream {
     pub(super) fn spawn(socket: Socket, buffer: BytesMut, options: &StreamOptions) -> Self {
         let (sender, items) = mpsc::channel(WAITING_CHUNKS_MAX);
         let lsn = AtomicU64::new(options.start_lsn);
-        let acknowledged = Arc::new(Acknowledged { lsn, risen: Notify::new() });
-        let stop = CancellationToken::new();
+        let acknowledged =
+            Arc::new(Acknowledged { lsn, watched: AtomicBool::new(false), risen: Notify::new() });
         let room = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
         let task = Task::new(socket, buffer, options, Arc::clone(&acknowledged), room);
-        let running = task.run(sender, stop.clone());
-        let task = AbortOnDropHandle::new(tokio::spawn(running));
-        Self { items, current: None, acknowledged, stop, task, ended: None }
+        let task = AbortOnDropHandle::new(tokio::spawn(task.run(sender)));
+        Self { items, current: None, acknowledged, task, ended: None }
     }
 
     /// The next frame. Cancel safe.
@@ -90,9 +106,7 @@ impl Stream {
 
     /// Everything up to `lsn` need not be sent again. Only rises; the server is told soon.
     pub fn ack(&self, lsn: u64) {
-        if self.acknowledged.lsn.fetch_max(lsn, Ordering::AcqRel) < lsn {
-            self.acknowledged.risen.notify_one();
-        }
+        self.acknowledged.rise(lsn);
     }
 
     /// What has been acknowledged.
@@ -103,9 +117,8 @@ impl Stream {
 
     /// Ends the connection, so that the server drops its temporary slot, and waits until the socket is closed.
     pub async fn close(self) {
-        let Self { items, current, stop, task, .. } = self;
-        drop((items, current));
-        stop.cancel();
-        let _ = task.await;
+        self.task.abort();
+        // That it was aborted, or is done.
+        let _ = self.task.await;
     }
 }

@@ -4,18 +4,18 @@
 //! reads, since the server drops whom it does not hear from. It sends nothing but the acknowledged LSN, and never
 //! waits for the reader of the stream without listening to that clock.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::frame::{self, Incoming};
 use super::stream::{Acknowledged, Item, WAITING_BYTES_MAX};
-use super::{Chunk, ReplicationError, StreamOptions};
+use super::{Chunk, Frame, ReplicationError, StreamOptions};
 use crate::postgres::Socket;
 
 /// Read at a time. Frames are slices of what one read brought, so this is also what a small one can keep alive.
@@ -41,6 +41,8 @@ pub(super) struct Task {
     room: Arc<Semaphore>,
     status_every: Duration,
     silence_max: Duration,
+    /// One for all that is due: to set a timer anew for each frame costs more than the frame.
+    clock: Pin<Box<Sleep>>,
     /// When the clock asks for the next status.
     next_status: Instant,
     /// When the last status was made, and what it said.
@@ -68,6 +70,7 @@ enum Event {
     /// A clock, or an acknowledgement: the loop looks what is due.
     Due,
     Silent,
+    /// Nobody reads any more.
     Stop,
 }
 
@@ -90,6 +93,7 @@ impl Task {
             room,
             status_every: options.status_every,
             silence_max: options.silence_max,
+            clock: Box::pin(sleep_until(now)),
             next_status: now,
             last_status: now,
             last_lsn: options.start_lsn,
@@ -101,22 +105,16 @@ impl Task {
         }
     }
 
-    pub(super) async fn run(mut self, items: mpsc::Sender<Item>, stop: CancellationToken) {
-        let Err(error) = self.stream(&items, &stop).await else { return };
+    /// Runs until the stream ends; whoever does not want it any more aborts it.
+    pub(super) async fn run(mut self, items: mpsc::Sender<Item>) {
+        let Err(error) = self.stream(&items).await else { return };
         // The socket goes first: the server shall not wait for a reader that is behind.
         drop(self);
-        tokio::select! {
-            _ = items.send(Item::End(error)) => {}
-            () = stop.cancelled() => {}
-        }
+        let _ = items.send(Item::End(error)).await;
     }
 
-    /// Returns `Ok` once nobody listens any more.
-    async fn stream(
-        &mut self,
-        items: &mpsc::Sender<Item>,
-        stop: &CancellationToken,
-    ) -> Result<(), ReplicationError> {
+    /// Returns `Ok` once nobody reads any more.
+    async fn stream(&mut self, items: &mpsc::Sender<Item>) -> Result<(), ReplicationError> {
         let (mut waiting, mut ending) = self.parse();
         loop {
             self.make_status();
@@ -125,7 +123,7 @@ impl Task {
             {
                 return Err(error);
             }
-            match self.event(waiting.as_ref(), items, stop).await? {
+            match self.event(waiting.as_ref(), items).await? {
                 Event::Read(0) => return Err(ReplicationError::Lost("the server hung up".into())),
                 Event::Read(_) => {
                     self.asked = None;
@@ -153,17 +151,17 @@ impl Task {
         &mut self,
         waiting: Option<&Chunk>,
         items: &mpsc::Sender<Item>,
-        stop: &CancellationToken,
     ) -> Result<Event, ReplicationError> {
         let reading = waiting.is_none();
-        let due = self.soon().map_or(self.next_status, |soon| self.next_status.min(soon));
-        let silent = self.asked.map_or(due, |asked| asked + self.silence_max);
+        let soon = self.acknowledged.watch(|| self.soon());
+        let silent = self.asked.filter(|_| reading).map(|asked| asked + self.silence_max);
+        let due = [soon, silent].into_iter().flatten().fold(self.next_status, Instant::min);
+        if self.clock.deadline() != due {
+            self.clock.as_mut().reset(due);
+        }
         let read_max = self.prepare_read()?;
         tokio::select! {
             biased;
-            // Nobody listens: the socket closes, whatever is under way.
-            () = stop.cancelled() => Ok(Event::Stop),
-            () = items.closed() => Ok(Event::Stop),
             // Before reading, or a server that sends without pause would never hear from us.
             sent = send(&mut self.writer, &mut self.outgoing), if self.sending => {
                 Ok(if sent.is_ok() { Event::Sent } else { Event::Deaf })
@@ -171,9 +169,8 @@ impl Task {
             room = room_for(waiting, &self.room, items), if !reading => Ok(room.map_or(Event::Stop, Event::Room)),
             // Before the clocks, so that after a pause of this process what has arrived counts as heard.
             read = read_some(&mut self.reader, &mut self.incoming, read_max), if reading => Ok(Event::Read(read?)),
-            () = sleep_until(silent), if reading && self.asked.is_some() => Ok(Event::Silent),
-            () = sleep_until(due) => Ok(Event::Due),
-            () = self.acknowledged.risen.notified() => Ok(Event::Due),
+            () = self.clock.as_mut() => Ok(if silent == Some(due) { Event::Silent } else { Event::Due }),
+            () = self.acknowledged.risen.notified(), if soon.is_none() => Ok(Event::Due),
         }
     }
 
@@ -201,13 +198,13 @@ impl Task {
     /// Takes what is there as a whole. An end of the stream comes after what arrived before it.
     fn parse(&mut self) -> (Option<Chunk>, Option<ReplicationError>) {
         let mut frames = Vec::new();
-        let mut bytes = 0;
         let end = loop {
             match frame::take(&mut self.incoming) {
                 Ok(None) => break None,
                 Ok(Some(Incoming::Frame { frame, reply })) => {
                     self.wanted |= reply;
-                    bytes += Chunk::body_bytes(&frame);
+                    // Whatever comes behind a keepalive says more than it.
+                    frames.pop_if(|last| matches!(last, Frame::Keepalive { .. }));
                     frames.push(frame);
                 }
                 Ok(Some(Incoming::Ignored)) => {}
@@ -218,7 +215,7 @@ impl Task {
                 Err(error) => break Some(error),
             }
         };
-        let chunk = (!frames.is_empty()).then(|| Chunk { frames: frames.into_iter(), bytes });
+        let chunk = (!frames.is_empty()).then(|| Chunk::new(frames));
         (chunk, end)
     }
 
