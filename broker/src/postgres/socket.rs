@@ -105,6 +105,12 @@ impl Socket {
         Ok(Self { io: Io::Tls(Box::new(stream)), end_point })
     }
 
+    /// For tests that play the server.
+    #[cfg(test)]
+    pub(crate) fn over(stream: TcpStream) -> Self {
+        Self { io: Io::Tcp(stream), end_point: None }
+    }
+
     /// Whether TLS is in use.
     #[must_use]
     pub fn encrypted(&self) -> bool {

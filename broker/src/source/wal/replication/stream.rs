@@ -122,3 +122,78 @@ impl Stream {
         let _ = self.task.await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const STATUS_BYTES: usize = 39;
+    /// A keepalive that says that the log ends at 7 and asks for an answer.
+    const REQUEST: [u8; 23] = *b"d\0\0\0\x16k\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\0\x01";
+
+    /// A stream whose clock asks for nothing, and the server's end of it.
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let options = StreamOptions {
+            slot: String::new(),
+            start_lsn: 1,
+            plugin: Vec::new(),
+            status_every: Duration::from_secs(3600),
+            silence_max: Duration::from_secs(3600),
+        };
+        let stream = Stream::spawn(Socket::over(client), BytesMut::new(), &options);
+        // The first goes out at once.
+        assert_eq!(status(&mut server).await, 1);
+        (stream, server)
+    }
+
+    /// What the next status acknowledges.
+    async fn status(server: &mut TcpStream) -> u64 {
+        let mut bytes = [0; STATUS_BYTES];
+        let read = tokio::time::timeout(Duration::from_secs(30), server.read_exact(&mut bytes)).await;
+        read.expect("a status").unwrap();
+        u64::from_be_bytes(bytes[6..14].try_into().unwrap())
+    }
+
+    async fn until_told(server: &mut TcpStream, lsn: u64) {
+        while status(server).await < lsn {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_last_acknowledgement_reaches_the_server_though_nothing_else_happens() {
+        let (stream, mut server) = pair().await;
+        for round in 1..=8 {
+            for lsn in 0..100 {
+                stream.ack(round * 1000 + lsn);
+            }
+            until_told(&mut server, round * 1000 + 99).await;
+            // From right behind a status on, and from anywhere in the pause before the next.
+            stream.ack(round * 1000 + 500);
+            if round % 2 == 0 {
+                until_told(&mut server, round * 1000 + 500).await;
+            }
+        }
+        assert_eq!(stream.acknowledged(), 8500);
+        stream.close().await;
+        assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0, "the connection ends");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_and_only_the_newest_keepalive_is_told() {
+        let (mut stream, mut server) = pair().await;
+        server.write_all(&[REQUEST, REQUEST, REQUEST].concat()).await.unwrap();
+        assert_eq!(stream.next().await.unwrap(), Frame::Keepalive { wal_end: 7 });
+        assert_eq!(status(&mut server).await, 1);
+        stream.ack(7);
+        until_told(&mut server, 7).await;
+        drop(server);
+        assert!(stream.next().await.is_err(), "the others said no more than the last");
+    }
+}
