@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::Error;
-use crate::lab::{self, Lab, Nginx, Redis};
+use crate::lab::{self, Lab, nginx, redis};
 use crate::report::{Report, Scenario, System, Transport};
 use crate::scenario::{self, Plan};
 
@@ -137,7 +137,7 @@ async fn play(options: &Options, lab: &mut Lab, report: &mut Report) -> Result<(
 /// The jobs without peers that are not installed.
 fn with_peers(options: &Options, lab: &mut Lab) -> Result<Vec<Job>, Error> {
     let mut jobs = options.jobs.clone();
-    for (peer, missing) in [(System::Redis, Redis::missing()), (System::Nchan, Nginx::missing())] {
+    for (peer, missing) in [(System::Redis, redis::missing()), (System::Nchan, nginx::missing())] {
         let wanted = jobs.iter().any(|job| job.plan.peers.contains(&peer));
         let Some(error) = missing.filter(|_| wanted) else { continue };
         if options.peers_asked {

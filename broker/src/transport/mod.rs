@@ -128,7 +128,7 @@ impl App {
     }
 
     /// Until they are, for whoever has no subscription.
-    async fn leave(self: Arc<Self>) {
+    async fn until_leaving(self: Arc<Self>) {
         let mut away = self.away.clone();
         tokio::select! {
             () = self.drain.cancelled() => {}
@@ -139,7 +139,7 @@ impl App {
 
     /// Wakes all who wait whenever they are to leave; never ends. One task does it for all, so that each of
     /// thousands need not listen.
-    async fn call_to_leave(&self) {
+    async fn wake_leavers(&self) {
         let mut away = self.away.clone();
         let mut draining = false;
         loop {
@@ -185,7 +185,7 @@ pub async fn serve(
     let serving = listen::serve(listener, front, limits, drain);
     tokio::select! {
         () = serving => {}
-        () = app.call_to_leave() => {}
+        () = app.wake_leavers() => {}
     }
 }
 

@@ -64,7 +64,8 @@ pub(super) async fn ws(
     mut request: HttpRequest,
 ) -> Result<Response, Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
-    let Call { ask, accept } = read(&Request { path: uri.path(), query: uri.query(), headers }, &app.config)?;
+    let call = read(&Request { path: uri.path(), query: uri.query(), headers }, &app.config)?;
+    let headers = axum::http::HeaderMap::from_iter(call.switching());
     let hold = house.hold();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -78,10 +79,9 @@ pub(super) async fn ws(
         tokio::select! {
             () = house.kill().cancelled() => {}
             // A peer that went away before its upgrade needs nothing.
-            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, Vec::new(), ask).await } } => {}
+            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, Vec::new(), call.ask).await } } => {}
         }
     });
-    let headers = axum::http::HeaderMap::from_iter(switching(accept));
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
@@ -96,16 +96,12 @@ pub(super) struct Call {
 impl Call {
     /// The headers of the answer that opens it.
     pub(super) fn switching(&self) -> [(HeaderName, HeaderValue); 3] {
-        switching(self.accept.clone())
+        [
+            (header::CONNECTION, HeaderValue::from_static("upgrade")),
+            (header::UPGRADE, HeaderValue::from_static("websocket")),
+            (header::SEC_WEBSOCKET_ACCEPT, self.accept.clone()),
+        ]
     }
-}
-
-fn switching(accept: HeaderValue) -> [(HeaderName, HeaderValue); 3] {
-    [
-        (header::CONNECTION, HeaderValue::from_static("upgrade")),
-        (header::UPGRADE, HeaderValue::from_static("websocket")),
-        (header::SEC_WEBSOCKET_ACCEPT, accept),
-    ]
 }
 
 pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refusal> {
@@ -327,7 +323,7 @@ struct Connection<'a> {
 impl<'a> Connection<'a> {
     fn new(app: Arc<App>, socket: &'a mut Socket) -> Self {
         let beat = Beat::new(app.config.heartbeat);
-        let leave: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(Arc::clone(&app).leave());
+        let leave: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(Arc::clone(&app).until_leaving());
         Self {
             leave: Some(leave),
             app,

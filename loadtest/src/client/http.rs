@@ -44,6 +44,19 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, Fault> {
     Ok(Some(Head { length: end + 4, status, body }))
 }
 
+/// Status and length of the whole HTTP answer at the beginning of `bytes`, once it is there.
+///
+/// # Errors
+/// It is no answer, or its length is not told.
+pub fn answer(bytes: &[u8]) -> Result<Option<(u16, usize)>, Fault> {
+    let Some(head) = head(bytes)? else { return Ok(None) };
+    let Body::Length(length) = head.body else {
+        return Err(Fault::unexpected("an answer without a length", bytes));
+    };
+    let whole = head.length + length;
+    Ok((bytes.len() >= whole).then_some((head.status, whole)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,8 @@ use tokio::sync::Semaphore;
 use tokio_postgres::{AsyncMessage, NoTls};
 use walcast::postgres::describe;
 
-use super::{Ear, Fault, Shared};
+use super::crowd::Shared;
+use super::{Ear, Fault};
 use crate::verify::Finds;
 
 /// One client's life.

@@ -1,12 +1,11 @@
 //! `walcast serve` as a child, set up afresh, with the settings that a scenario needs.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rand::RngExt as _;
-
+use super::listening::free_address;
 use super::postgres::Postgres;
 use super::process::{Dir, Process, make_dir};
 use super::{http, usage};
@@ -280,22 +279,6 @@ async fn run(command: &mut Command) -> Result<(), Error> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Error::missing(said.lines().map(str::trim).collect::<Vec<_>>().join(" ")))
-}
-
-/// An address on loopback below the ports that the kernel gives to clients, of which we need all.
-///
-/// # Errors
-/// None is free.
-pub fn free_address() -> Result<SocketAddr, Error> {
-    let mut last = String::new();
-    for _ in 0..100 {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::rng().random_range(15_000..32_000)));
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(address),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(Error::failed(format!("no free port on 127.0.0.1: {last}")))
 }
 
 #[cfg(test)]

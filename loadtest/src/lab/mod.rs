@@ -1,12 +1,11 @@
 //! What a load test starts: each server when it is first needed, and all of them ended with the lab.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 pub mod broker;
 pub mod http;
+pub mod listening;
 pub mod machine;
 pub mod nginx;
 pub mod postgres;
@@ -16,10 +15,9 @@ pub mod stand;
 pub mod usage;
 
 pub use broker::{Broker, Settings};
-pub use nginx::Nginx;
+pub use listening::Listening;
 pub use postgres::Postgres;
 pub use process::Process;
-pub use redis::Redis;
 pub use stand::Stand;
 
 use indicatif::ProgressBar;
@@ -239,21 +237,4 @@ fn beside_us() -> Result<PathBuf, Error> {
 pub fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
-async fn until_listening(address: SocketAddr, process: &Process, patience: Duration) -> Result<(), Error> {
-    let listening = async {
-        let mut tick = tokio::time::interval(Duration::from_millis(10));
-        loop {
-            tick.tick().await;
-            process.check()?;
-            if tokio::net::TcpStream::connect(address).await.is_ok() {
-                return Ok(());
-            }
-        }
-    };
-    tokio::time::timeout(patience, listening).await.unwrap_or_else(|_| {
-        let words = process.last_words();
-        Err(Error::failed(format!("nobody listens on {address} after {patience:?}: {words}")))
-    })
 }

@@ -3,14 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use super::broker::free_address;
 use super::http;
-use super::process::{Process, make_dir};
+use super::listening::{Listening, free_address};
+use super::process::make_dir;
 use crate::Error;
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Where distributions put the module.
 const MODULES: [&str; 3] = [
     "/usr/lib/nginx/modules/ngx_nchan_module.so",
@@ -18,59 +16,35 @@ const MODULES: [&str; 3] = [
     "/usr/share/nginx/modules/ngx_nchan_module.so",
 ];
 
-/// A running nginx.
-#[derive(Debug)]
-pub struct Nginx {
-    process: Process,
-    address: SocketAddr,
+/// What to do where it, or its module, is not installed.
+#[must_use]
+pub fn missing() -> Option<Error> {
+    module().err()
 }
 
-impl Nginx {
-    /// What to do where it, or its module, is not installed.
-    #[must_use]
-    pub fn missing() -> Option<Error> {
-        module().err()
-    }
+/// Starts it for so many clients.
+///
+/// # Errors
+/// It or the module is not installed, or does not start.
+pub async fn start(clients: usize) -> Result<Listening, Error> {
+    let module = module()?;
+    let (dir, address) = (make_dir()?, free_address()?);
+    let file = dir.join("nginx.conf");
+    std::fs::write(&file, config(&dir, &module, address, clients))
+        .map_err(Error::of(&format!("cannot write {}", file.display())))?;
+    let mut command = Command::new("nginx");
+    command.arg("-p").arg(&*dir).arg("-c").arg(&file).arg("-e").arg(dir.join("errors"));
+    Listening::start("nginx", dir, &command, address).await
+}
 
-    /// Starts it for so many clients.
-    ///
-    /// # Errors
-    /// It or the module is not installed, or does not start.
-    pub async fn start(clients: usize) -> Result<Self, Error> {
-        let module = module()?;
-        let (dir, address) = (make_dir()?, free_address()?);
-        let file = dir.join("nginx.conf");
-        std::fs::write(&file, config(&dir, &module, address, clients))
-            .map_err(Error::of(&format!("cannot write {}", file.display())))?;
-        let mut command = Command::new("nginx");
-        command.arg("-p").arg(&*dir).arg("-c").arg(&file).arg("-e").arg(dir.join("errors"));
-        let nginx = Self { process: Process::start("nginx", dir, &command)?, address };
-        super::until_listening(address, &nginx.process, PATIENCE).await?;
-        Ok(nginx)
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The process id of its master.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
-    /// Clients that wait.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn subscribers(&self) -> Result<u64, Error> {
-        let (_, text) =
-            http::get(self.address, "/status").await.map_err(Error::of("ask nchan for its status"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("subscribers:"));
-        Ok(line.and_then(|number| number.trim().parse().ok()).unwrap_or(0))
-    }
+/// Clients that wait.
+///
+/// # Errors
+/// It does not answer.
+pub async fn subscribers(nginx: SocketAddr) -> Result<u64, Error> {
+    let (_, text) = http::get(nginx, "/status").await.map_err(Error::of("ask nchan for its status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("subscribers:"));
+    Ok(line.and_then(|number| number.trim().parse().ok()).unwrap_or(0))
 }
 
 fn module() -> Result<PathBuf, Error> {

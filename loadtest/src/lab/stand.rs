@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Broker, Lab, Nginx, Postgres, Redis, Settings, usage};
+use super::{Broker, Lab, Listening, Postgres, Settings, nginx, redis, usage};
 use crate::Error;
 use crate::client::{Crowd, Target};
 use crate::latency::Clock;
@@ -29,8 +29,8 @@ pub struct Stand {
 enum Server {
     Walcast(Arc<Broker>, Arc<Postgres>),
     Postgres(Arc<Postgres>),
-    Redis(Redis),
-    Nginx(Nginx),
+    Redis(Listening),
+    Nginx(Listening),
 }
 
 impl Stand {
@@ -52,13 +52,13 @@ impl Stand {
                 (None, Target::Listen(postgres.url().to_owned()), Server::Postgres(postgres))
             }
             System::Redis => {
-                let redis = Redis::start(settings.clients).await?;
+                let redis = redis::start(settings.clients).await?;
                 (None, Target::Redis(redis.address()), Server::Redis(redis))
             }
             System::Nchan => {
                 // It holds long-polls too, but wants headers of the last answer in the next question.
                 let way = if way == Transport::Poll { Transport::Sse } else { way };
-                let nginx = Nginx::start(settings.clients).await?;
+                let nginx = nginx::start(settings.clients).await?;
                 (Some(way), Target::Nchan(nginx.address(), way), Server::Nginx(nginx))
             }
             System::Recvlogical | System::Postgres => {
@@ -126,7 +126,7 @@ impl Stand {
             loop {
                 let waiting = match &self.server {
                     Server::Walcast(broker, _) => broker.subscriptions().await?,
-                    Server::Nginx(nginx) => nginx.subscribers().await?,
+                    Server::Nginx(nginx) => nginx::subscribers(nginx.address()).await?,
                     // Their clients were told.
                     Server::Postgres(_) | Server::Redis(_) => clients,
                 };
@@ -185,8 +185,7 @@ impl Stand {
         match &self.server {
             Server::Walcast(broker, _) => Some(broker.pid()),
             Server::Postgres(postgres) => postgres.pid(),
-            Server::Redis(redis) => Some(redis.pid()),
-            Server::Nginx(nginx) => Some(nginx.pid()),
+            Server::Redis(peer) | Server::Nginx(peer) => Some(peer.pid()),
         }
     }
 }
