@@ -61,15 +61,7 @@ fn load(args: &Args, options: &Options) -> Result<bool, Error> {
     for run in report.runs.iter().filter(|run| !run.checks.held()) {
         // What a peer loses is for the reader to judge.
         held &= run.system != System::Walcast;
-        complain(&format!(
-            "{} {}: {} lost, {} repeated, {} out of order of {}",
-            run.scenario,
-            run.system,
-            run.checks.lost,
-            run.checks.duplicates,
-            run.checks.disordered,
-            run.checks.expected
-        ));
+        complain(&run.complaint());
     }
     let outcomes = judge(&summarise(&report.runs));
     let missed = outcomes.iter().any(|outcome| matches!(outcome.verdict, Verdict::Missed(_)));

@@ -44,6 +44,11 @@ async fn commits_are_compared_with_those_that_tell_nobody() {
     assert_eq!(labels, [&alone[..], &[label::PUBLISH_IN_USE, label::NOTIFY_IN_USE]].concat());
     for run in &runs {
         assert!(run.checks.expected > 0 && value(run, figure::TRANSACTIONS_PER_SECOND) > 0.0, "{run:?}");
+        // Where clients wait, what reached them is checked beside what was committed.
+        let commits = (value(run, figure::TRANSACTIONS_PER_SECOND) * run.seconds).round() as u64;
+        let waited_for =
+            run.label.as_deref().is_some_and(|label| label.ends_with("wait") || label.ends_with("listen"));
+        assert_eq!(run.checks.expected, if waited_for { commits * 2 } else { commits }, "{run:?}");
         assert!(value(run, figure::RATIO_TO_NOOP) > 0.0, "{run:?}");
     }
 }

@@ -4,7 +4,7 @@
 use walcast::cli::local;
 use walcast::throwaway;
 use walcast_loadtest::Error;
-use walcast_loadtest::lab::{self, Lab, Nginx, Redis};
+use walcast_loadtest::lab::{self, Lab, Settings, nginx, redis};
 use walcast_loadtest::report::{Run, Scenario, System, Transport, figure};
 use walcast_loadtest::scenario::{self, Plan};
 
@@ -16,8 +16,8 @@ fn lab() -> Lab {
 
 async fn check(lab: &mut Lab, scenario: Scenario, transports: &[Transport], figures: &[&str]) {
     let mut peers = vec![System::Listen];
-    peers.extend(Redis::missing().is_none().then_some(System::Redis));
-    peers.extend(Nginx::missing().is_none().then_some(System::Nchan));
+    peers.extend(redis::missing().is_none().then_some(System::Redis));
+    peers.extend(nginx::missing().is_none().then_some(System::Nchan));
     check_with(lab, scenario, transports, peers, figures).await;
 }
 
@@ -49,6 +49,12 @@ async fn check_with(
         assert!(run.checks.held() && run.checks.expected > 0, "{run:?}");
         assert_eq!(run.checks.delivered, run.checks.expected, "{run:?}");
         assert!(run.latency.as_ref().is_some_and(|latency| latency.count > 0), "{run:?}");
+        let of_its_own = [figure::label::HEARTBEATS, figure::label::ASKING];
+        if run.label.as_deref().is_some_and(|label| of_its_own.contains(&label)) {
+            let measured = |name| run.figures.get(name).is_some_and(|value| *value > 0.0);
+            assert!(measured(figure::CPU_PERCENT) || measured(figure::CPU_US_PER_QUESTION), "{run:?}");
+            continue;
+        }
         for name in figures {
             assert!(run.figures.get(*name).is_some_and(|value| value.is_finite()), "{name}: {run:?}");
         }
@@ -66,6 +72,21 @@ async fn every_scenario_of_waiting_clients() {
     let figures = [figure::DELIVERIES_PER_SECOND, figure::CPU_US_PER_DELIVERY];
     check(&mut lab, Scenario::Fanout, &[Transport::Ws], &figures).await;
     check(&mut lab, Scenario::Arrive, &[Transport::Ws], &[figure::CONNECTIONS_PER_SECOND]).await;
+    lab.end().await.unwrap();
+}
+
+/// A broker that nobody uses would take of what a peer is measured with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_broker_runs_beside_a_peer() {
+    let mut lab = lab();
+    let settings = Settings::clients(1);
+    let stand = lab.stand(System::Walcast, Some(Transport::Ws), &settings).await.unwrap();
+    let process = format!("/proc/{}", stand.broker().expect("walcast has one").pid());
+    drop(stand);
+    assert!(std::path::Path::new(&process).exists(), "kept for whoever needs it next");
+    let peer = lab.stand(System::Listen, None, &settings).await.unwrap();
+    assert!(!std::path::Path::new(&process).exists());
+    drop(peer);
     lab.end().await.unwrap();
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Fault, Target, listen, socket};
+use super::{Fault, Manner, Target, listen, socket};
 use crate::Error;
 use crate::latency::{Clock, Latencies, Sent};
 use crate::report::Checks;
@@ -36,6 +36,7 @@ pub(super) struct Shared {
     pub(super) inboxes: Box<[Mutex<Inbox>]>,
     ready: AtomicU64,
     delivered: AtomicU64,
+    replies: AtomicU64,
     faults: AtomicU64,
     fault: Mutex<Option<String>>,
     /// Set when `delivered` reaches `target`, and at every ready client and every fault.
@@ -59,6 +60,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn replied(&self) {
+        self.replies.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn failed(&self, client: usize, fault: &Fault) {
         self.faults.fetch_add(1, Ordering::Relaxed);
         self.fault.lock().get_or_insert_with(|| format!("client {client}: {fault}"));
@@ -77,12 +82,19 @@ impl Crowd {
     /// Starts `clients` clients, each waiting for `topic(its number)`. Returns at once; see
     /// [`all_ready`](Self::all_ready).
     #[must_use]
-    pub fn start(target: &Target, clock: Clock, clients: usize, topic: impl Fn(usize) -> String) -> Self {
+    pub fn start(
+        target: &Target,
+        manner: &Manner,
+        clock: Clock,
+        clients: usize,
+        topic: impl Fn(usize) -> String,
+    ) -> Self {
         let shared = Arc::new(Shared {
             clock,
             inboxes: (0..clients).map(|_| Mutex::default()).collect(),
             ready: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            replies: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             fault: Mutex::new(None),
             target: AtomicU64::new(u64::MAX),
@@ -93,10 +105,12 @@ impl Crowd {
         for number in 0..clients {
             let topic = topic(number);
             let (shared, connecting) = (Arc::clone(&shared), Arc::clone(&connecting));
-            match (target.dialect(&topic), target) {
+            match (target.dialect(&topic, manner), target) {
                 (Some((address, dialect)), _) => {
                     tasks.spawn(async move {
-                        if let Err(fault) = socket::follow(&shared, number, address, dialect, &connecting).await {
+                        if let Err(fault) =
+                            socket::follow(&shared, number, address, dialect, &connecting).await
+                        {
                             shared.failed(number, &fault);
                         }
                     });
@@ -131,6 +145,12 @@ impl Crowd {
     #[must_use]
     pub fn delivered(&self) -> u64 {
         self.shared.delivered.load(Ordering::SeqCst)
+    }
+
+    /// How often clients answered what they heard: a long-poll asks again.
+    #[must_use]
+    pub fn replies(&self) -> u64 {
+        self.shared.replies.load(Ordering::Relaxed)
     }
 
     /// Clients that failed, and why the first of them did.
@@ -178,11 +198,24 @@ impl Crowd {
         }
     }
 
+    /// Waits until clients have replied `count` times in all, or for `patience`.
+    pub async fn until_replied(&self, count: u64, patience: Duration) {
+        let replied = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(10));
+            while self.replies() < count && self.faults().0 == 0 {
+                tick.tick().await;
+            }
+        };
+        // What is then still missing shows in what the clients received.
+        let _ = timeout(patience, replied).await;
+    }
+
     /// Ends all clients and answers what each received.
     pub async fn finish(mut self) -> Received {
         self.tasks.shutdown().await;
         let inboxes = self.shared.inboxes.iter().map(|inbox| std::mem::take(&mut *inbox.lock()));
-        Received { inboxes: inboxes.collect(), fault: self.shared.fault.lock().clone() }
+        let (failed, fault) = self.faults();
+        Received { inboxes: inboxes.collect(), failed, fault }
     }
 }
 
@@ -191,6 +224,8 @@ impl Crowd {
 pub struct Received {
     /// One for each client.
     pub inboxes: Vec<Inbox>,
+    /// Clients that could not go on.
+    pub failed: u64,
     /// Why the first client that failed did.
     pub fault: Option<String>,
 }
@@ -199,9 +234,16 @@ impl Received {
     /// Judges all clients; `due` is what each must have, by its number.
     pub fn judge<I: IntoIterator<Item = u32>>(&self, due: impl Fn(usize) -> I) -> Checks {
         let each = self.inboxes.iter().enumerate();
-        each.fold(Checks::default(), |sum, (number, inbox)| {
+        each.fold(self.clients(), |sum, (number, inbox)| {
             sum.and(verify::client(&inbox.receipts, due(number)))
         })
+    }
+
+    /// What can be said of the clients without looking at what they received.
+    #[must_use]
+    pub fn clients(&self) -> Checks {
+        let resets = self.inboxes.iter().map(|inbox| u64::from(inbox.resets)).sum();
+        Checks { failed: self.failed, resets, ..Checks::default() }
     }
 
     /// All latencies.

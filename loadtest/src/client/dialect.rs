@@ -155,6 +155,8 @@ impl Dialect {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -214,6 +216,10 @@ mod tests {
         out
     }
 
+    fn poll(topic: &str) -> Dialect {
+        Dialect::Poll(Poll::new(topic, Duration::from_secs(50), None))
+    }
+
     fn chunk(text: &str) -> String {
         format!("{:x}\r\n{text}\r\n", text.len())
     }
@@ -225,7 +231,7 @@ mod tests {
             answer("200 OK", &format!(r#"{{"cursor":"{CURSOR}","events":[{}]}}"#, events.join(",")))
         };
         let reset = answer("410 Gone", &format!(r#"{{"code":"cursor_expired","resume":"{CURSOR}"}}"#));
-        let poll = [page(&[1, 2]), page(&[]), reset, page(&[30])].concat();
+        let pages = [page(&[1, 2]), page(&[]), reset, page(&[30])].concat();
 
         let block = |seq| format!("id: {CURSOR}\ndata: {}\n\n", event(seq));
         let lines = format!("retry: 1000\n\nid: {CURSOR}\n\n{}:\nid: {CURSOR}\n\n", block(1));
@@ -260,7 +266,7 @@ mod tests {
 
         let sse = || Dialect::Sse(Sse::new("/".into(), None));
         vec![
-            (Dialect::Poll(Poll::new("lt/7", None)), poll.into_bytes(), vec![1, 2, 30], 1),
+            (poll("lt/7"), pages.into_bytes(), vec![1, 2, 30], 1),
             (sse(), chunked.into_bytes(), vec![1, 2, 30], 1),
             (sse(), plain.into_bytes(), vec![1, 2, 30], 1),
             (Dialect::Ws(Ws::new("/".into())), ws, vec![1, 2, 30], 1),
@@ -278,7 +284,7 @@ mod tests {
             assert_eq!((heard.ready, heard.cursor.is_some()), (!poll, !redis), "{kind}");
             let replies = String::from_utf8_lossy(&heard.replies).into_owned();
             if poll {
-                let asked = format!("GET /v1/events?topic=lt/7&wait=5m&after={CURSOR} HTTP/1.1\r\n");
+                let asked = format!("GET /v1/events?topic=lt/7&wait=50s&after={CURSOR} HTTP/1.1\r\n");
                 assert_eq!(replies.matches(&asked).count(), 4, "{replies}");
             }
             if kind.starts_with("Ws") {
@@ -294,7 +300,7 @@ mod tests {
             assert!(fault.contains(named), "{fault}");
         };
         let busy = answer("429 Too Many Requests", r#"{"code":"overloaded"}"#).into_bytes();
-        check(Dialect::Poll(Poll::new("a", None)), &busy, "overloaded");
+        check(poll("a"), &busy, "overloaded");
         check(Dialect::Sse(Sse::new("/".into(), None)), &busy, "overloaded");
         check(Dialect::Ws(Ws::new("/".into())), &busy, "overloaded");
         check(Dialect::Redis(Redis::new("a")), b"-ERR max number of clients reached\r\n", "max number");

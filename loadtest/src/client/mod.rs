@@ -6,6 +6,7 @@
 //! what it misses counts as lost.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::report::Transport;
 
@@ -37,18 +38,38 @@ pub enum Target {
     Nchan(SocketAddr, Transport),
 }
 
+/// How clients ask a broker, beside what they ask for.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    /// Behind which cursor they begin; `None` is now.
+    pub after: Option<String>,
+    /// How long the broker may hold a long-poll.
+    pub wait: Duration,
+}
+
+impl Default for Manner {
+    /// From now on, and with long-polls held for the broker's most: whoever asks again is not waiting.
+    fn default() -> Self {
+        Self { after: None, wait: Duration::from_secs(300) }
+    }
+}
+
 impl Target {
     /// What a client of it speaks to wait for `topic`; `None` where it is more than bytes on a socket.
     #[must_use]
-    pub fn dialect(&self, topic: &str) -> Option<(SocketAddr, Dialect)> {
+    pub fn dialect(&self, topic: &str, manner: &Manner) -> Option<(SocketAddr, Dialect)> {
+        let after = manner.after.clone();
         let (address, dialect) = match self {
-            Self::Walcast(address, Transport::Poll) => (address, Dialect::Poll(poll::Poll::new(topic, None))),
+            Self::Walcast(address, Transport::Poll) => {
+                (address, Dialect::Poll(poll::Poll::new(topic, manner.wait, after)))
+            }
             Self::Walcast(address, Transport::Sse) => {
                 let path = format!("/v1/events?topic={topic}");
-                (address, Dialect::Sse(sse::Sse::new(path, None)))
+                (address, Dialect::Sse(sse::Sse::new(path, after)))
             }
             Self::Walcast(address, Transport::Ws) => {
-                let path = format!("/v1/ws?topic={topic}");
+                let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+                let path = format!("/v1/ws?topic={topic}{after}");
                 (address, Dialect::Ws(ws::Ws::new(path)))
             }
             Self::Nchan(address, Transport::Ws) => {

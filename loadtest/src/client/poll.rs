@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use memchr::{memchr, memmem};
 
@@ -9,13 +10,12 @@ use super::http::{self, Body};
 use super::{Ear, Fault};
 use crate::verify::Finds;
 
-/// How long a question may be held; the broker's most.
-const WAIT: &str = "5m";
-
 /// The client's state.
 #[derive(Clone, Debug)]
 pub struct Poll {
     topic: String,
+    /// How long a question may be held.
+    wait: Duration,
     after: Option<String>,
     host: Option<SocketAddr>,
     finds: Finds,
@@ -24,8 +24,8 @@ pub struct Poll {
 impl Poll {
     /// Waits for `topic`, from now on or after a cursor.
     #[must_use]
-    pub fn new(topic: &str, after: Option<String>) -> Self {
-        Self { topic: topic.to_owned(), after, host: None, finds: Finds::default() }
+    pub fn new(topic: &str, wait: Duration, after: Option<String>) -> Self {
+        Self { topic: topic.to_owned(), wait, after, host: None, finds: Finds::default() }
     }
 
     pub(super) fn hello(&mut self, host: SocketAddr, out: &mut Vec<u8>) {
@@ -35,7 +35,7 @@ impl Poll {
 
     fn ask(&self, after: Option<&str>, out: &mut Vec<u8>) {
         // Writing to a Vec does not fail.
-        let _ = write!(out, "GET /v1/events?topic={}&wait={WAIT}", self.topic);
+        let _ = write!(out, "GET /v1/events?topic={}&wait={}s", self.topic, self.wait.as_secs());
         if let Some(after) = after {
             let _ = write!(out, "&after={after}");
         }

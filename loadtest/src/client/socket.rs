@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::crowd::Shared;
-use super::{Dialect, Ear, Fault, Target};
+use super::{Dialect, Ear, Fault, Manner, Target};
 
 /// Bytes read at a time, by all clients of a thread into one buffer.
 const READ_BYTES: usize = 64 << 10;
@@ -123,6 +123,7 @@ async fn hear(
                 }
                 done?;
                 if !reply.is_empty() {
+                    shared.replied();
                     return Progress::Ready(Ok(reply));
                 }
             }
@@ -136,7 +137,7 @@ async fn hear(
 /// # Errors
 /// Nobody listens there.
 pub async fn stalled(target: &Target, number: usize, topic: &str) -> Result<TcpStream, Fault> {
-    let Some((address, mut dialect)) = target.dialect(topic) else {
+    let Some((address, mut dialect)) = target.dialect(topic, &Manner::default()) else {
         return Err(Fault::new("LISTEN has no stalled readers: its server gives up none"));
     };
     let mut hello = Vec::new();

@@ -13,6 +13,8 @@ use crate::Error;
 
 /// How long it may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest there is between two beats of a stream.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
 /// Connections beyond the clients'.
 const CONNECTIONS_RESERVE: usize = 100;
 
@@ -54,6 +56,12 @@ impl Settings {
     #[must_use]
     pub fn clients(clients: usize) -> Self {
         Self { clients, ..Self::default() }
+    }
+
+    /// Streams beat so seldom that what is measured is something else.
+    #[must_use]
+    pub fn without_beats(self) -> Self {
+        Self { heartbeat: Some(HEARTBEAT_MAX), ..self }
     }
 
     fn file(&self, name: &str, http: SocketAddr, admin: SocketAddr) -> String {

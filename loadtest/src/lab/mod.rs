@@ -138,11 +138,11 @@ impl Lab {
             ));
         }
         let mut possible = usize::try_from(clients.min(files)).unwrap_or(usize::MAX);
-        if system == System::Listen {
+        if matches!(system, System::Listen | System::Postgres) {
             let sessions = self.postgres().await?.listeners_max().await?;
             if possible > sessions {
                 self.note(format!(
-                    "LISTEN needs a session for each client: {sessions} of {possible} (max_connections)"
+                    "{system} needs a session for each client: {sessions} of {possible} (max_connections)"
                 ));
                 possible = sessions;
             }

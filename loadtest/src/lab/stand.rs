@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Broker, Lab, Listening, Postgres, Settings, nginx, redis, usage};
 use crate::Error;
-use crate::client::{Crowd, Target};
+use crate::client::{Crowd, Manner, Target};
 use crate::latency::Clock;
 use crate::publish::{Method, Publisher};
 use crate::report::{System, Transport};
@@ -41,6 +41,10 @@ impl Stand {
         settings: &Settings,
     ) -> Result<Self, Error> {
         let way = transport.unwrap_or(Transport::Ws);
+        if system != System::Walcast {
+            // An idle one still reads the log, and would take of what the peer is measured with.
+            lab.stop_broker().await;
+        }
         let (transport, target, server) = match system {
             System::Walcast => {
                 let broker = lab.broker(settings).await?;
@@ -111,7 +115,19 @@ impl Stand {
     /// Starts clients; see [`waiting`](Self::waiting).
     #[must_use]
     pub fn crowd(&self, clock: Clock, clients: usize, topic: impl Fn(usize) -> String) -> Crowd {
-        Crowd::start(&self.target, clock, clients, topic)
+        self.crowd_that(&Manner::default(), clock, clients, topic)
+    }
+
+    /// The same, asking in this manner.
+    #[must_use]
+    pub fn crowd_that(
+        &self,
+        manner: &Manner,
+        clock: Clock,
+        clients: usize,
+        topic: impl Fn(usize) -> String,
+    ) -> Crowd {
+        Crowd::start(&self.target, manner, clock, clients, topic)
     }
 
     /// Waits until the server itself knows that all clients of the crowd wait.

@@ -208,7 +208,11 @@ fn series(run: &Summary, points: Vec<(f64, f64)>, marks: bool) -> Series {
     };
     let odd = matches!(
         label,
-        figure::label::FAST | figure::label::STALLED | figure::label::UNPUBLISHED | figure::label::HEARTBEATS
+        figure::label::FAST
+            | figure::label::STALLED
+            | figure::label::UNPUBLISHED
+            | figure::label::HEARTBEATS
+            | figure::label::ASKING
     );
     let shape = if run.system != System::Walcast {
         Shape::Dashed

@@ -18,6 +18,8 @@ pub const CPU_PERCENT: &str = "cpu_percent";
 pub const CPU_US_PER_EVENT: &str = "cpu_us_per_event";
 /// The broker's share of [`CPU_US_PER_EVENT`].
 pub const BROKER_CPU_US_PER_EVENT: &str = "broker_cpu_us_per_event";
+/// CPU of the broker for a long-poll that is answered with nothing and asks again, all that it takes meanwhile included.
+pub const CPU_US_PER_QUESTION: &str = "cpu_us_per_question";
 /// CPU of the server's processes for one delivery to one client.
 pub const CPU_US_PER_DELIVERY: &str = "cpu_us_per_delivery";
 /// From the first to the last one received.
@@ -51,6 +53,8 @@ pub mod label {
     pub const FAST: &str = "fast";
     /// `idle`: with the heartbeats that keep proxies from cutting silent streams.
     pub const HEARTBEATS: &str = "with heartbeats";
+    /// `idle`: long-polls that are answered with nothing and ask again.
+    pub const ASKING: &str = "asking again";
     /// `storm`: all clients wait for one event, instead of each for one of its own.
     pub const ONE_TOPIC: &str = "one topic";
     /// `commit`: a statement that tells nobody.

@@ -202,16 +202,14 @@ fn row(run: &Summary, beside: Option<&Summary>, names: &[String], latency: bool)
 fn checked(run: &Summary) -> Cell {
     let checks = run.checks;
     if checks.held() {
-        let text = match checks.expected {
-            0 => "–".to_owned(),
-            expected => format!("{} whole", count(expected)),
+        let text = match (checks.expected, checks.resets) {
+            (0, _) => "–".to_owned(),
+            (expected, 0) => format!("{} whole", count(expected)),
+            (expected, resets) => format!("{} whole, {} resets", count(expected), count(resets)),
         };
         return Cell { text, tone: Tone::Faint, ratio: None };
     }
-    let faults = [(checks.lost, "lost"), (checks.duplicates, "twice"), (checks.disordered, "out of order")];
-    let faults = faults.into_iter().filter(|(number, _)| *number > 0);
-    let text: Vec<String> = faults.map(|(number, what)| format!("{} {what}", count(number))).collect();
-    Cell { text: text.join(", "), tone: Tone::Bad, ratio: None }
+    Cell { text: checks.faults().join(", "), tone: Tone::Bad, ratio: None }
 }
 
 /// What of ours a peer's row is compared with: the same number of clients and, where there is a choice, the

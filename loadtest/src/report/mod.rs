@@ -101,8 +101,35 @@ pub struct Run {
     pub latency: Option<Latency>,
     /// What arrived, compared with what was sent.
     pub checks: Checks,
+    /// Why the first client that failed did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// How long it took.
     pub seconds: f64,
+}
+
+impl Run {
+    /// What is not as it should be, and where, in a line.
+    #[must_use]
+    pub fn complaint(&self) -> String {
+        let Checks { expected, resets, .. } = self.checks;
+        let mut text = format!("{} {}", self.scenario, self.system);
+        if let Some(transport) = self.transport {
+            text = format!("{text} {transport}");
+        }
+        text = format!("{text}, {} clients", unit::count(self.clients));
+        if let Some(label) = &self.label {
+            text = format!("{text}, {label}");
+        }
+        text = format!("{text}: {} of {}", self.checks.faults().join(", "), unit::count(expected));
+        if resets > 0 {
+            text = format!("{text}; {resets} times a client was told that events may be missing");
+        }
+        match &self.fault {
+            Some(fault) => format!("{text}; {fault}"),
+            None => text,
+        }
+    }
 }
 
 /// A distribution of latencies, in microseconds.
@@ -141,13 +168,32 @@ pub struct Checks {
     pub duplicates: u64,
     /// Deliveries that came after a later one.
     pub disordered: u64,
+    /// Clients that could not go on.
+    #[serde(default)]
+    pub failed: u64,
+    /// How often a client was told that events may be missing; what then was missing is lost, too.
+    #[serde(default)]
+    pub resets: u64,
 }
 
 impl Checks {
-    /// Nothing lost, repeated or out of order.
+    /// Nothing lost, repeated or out of order, and no client failed.
     #[must_use]
     pub fn held(&self) -> bool {
-        self.lost == 0 && self.duplicates == 0 && self.disordered == 0
+        self.faults().is_empty()
+    }
+
+    /// What is not as it should be, in words.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let all = [
+            (self.lost, "lost"),
+            (self.duplicates, "twice"),
+            (self.disordered, "out of order"),
+            (self.failed, "clients failed"),
+        ];
+        let there = all.into_iter().filter(|(number, _)| *number > 0);
+        there.map(|(number, what)| format!("{} {what}", unit::count(number))).collect()
     }
 
     /// Both together.
@@ -159,6 +205,8 @@ impl Checks {
             lost: self.lost + other.lost,
             duplicates: self.duplicates + other.duplicates,
             disordered: self.disordered + other.disordered,
+            failed: self.failed + other.failed,
+            resets: self.resets + other.resets,
         }
     }
 }

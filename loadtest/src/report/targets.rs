@@ -132,7 +132,7 @@ const FEW: u64 = 100;
 /// All of them, in the order in which reports show them.
 pub const TARGETS: &[Target] = &[
     Target {
-        what: "events lost, repeated or out of order, in all runs together",
+        what: "events lost, repeated or out of order, and clients that failed, in all runs together",
         limit: Limit::AtMost(0.0),
         unit: Unit::Count,
         measured_by: "any scenario",
@@ -368,7 +368,10 @@ fn single(value: Option<f64>) -> Vec<Found> {
 
 fn faults(all: &[Summary]) -> Vec<Found> {
     let checked = all.iter().filter(|run| run.system == System::Walcast && run.checks.expected > 0);
-    let faults = checked.map(|run| run.checks.lost + run.checks.duplicates + run.checks.disordered);
+    let faults = checked.map(|run| {
+        let checks = run.checks;
+        checks.lost + checks.duplicates + checks.disordered + checks.failed
+    });
     let total = faults.fold(None, |total, faults| Some(total.unwrap_or(0) + faults));
     single(total.map(|total| total as f64))
 }

@@ -31,6 +31,7 @@ fn run(scenario: Scenario, system: System, clients: u64, p50_us: u64, figures: &
         figures: figures.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
         latency: (p50_us > 0).then_some(latency),
         checks: Checks { expected: 10_000, delivered: 10_000, ..Checks::default() },
+        fault: None,
         seconds: 4.0,
     }
 }
@@ -146,6 +147,33 @@ fn sample() -> Report {
         runs,
         notes: vec!["listen stops at 380 clients: max_connections".to_owned()],
     }
+}
+
+#[test]
+fn a_complaint_names_the_run_and_why() {
+    let mut whole = over(Transport::Sse, run(Scenario::Idle, System::Walcast, 10_000, 0, &[]));
+    assert!(whole.checks.held());
+    whole.checks.failed = 2;
+    assert!(!whole.checks.held(), "a client that cannot go on is a fault, also where it missed nothing");
+    whole.checks.resets = 3;
+    whole.fault = Some("client 7: the server closed the connection".to_owned());
+    let complaint = labelled(label::HEARTBEATS, whole).complaint();
+    for part in
+        ["idle walcast sse, 10,000 clients", label::HEARTBEATS, "2 clients failed", "3 times", "client 7"]
+    {
+        assert!(complaint.contains(part), "{complaint}");
+    }
+}
+
+#[test]
+fn reports_of_before_are_read() {
+    let mut report = serde_json::to_value(sample()).unwrap();
+    for run in report["runs"].as_array_mut().unwrap() {
+        let checks = run["checks"].as_object_mut().unwrap();
+        checks.retain(|name, _| !matches!(name.as_str(), "failed" | "resets"));
+    }
+    let read = Report::from_json(&report.to_string()).unwrap();
+    assert!(table::render(&read) == table::render(&sample()));
 }
 
 #[test]

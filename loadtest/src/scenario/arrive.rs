@@ -44,6 +44,6 @@ async fn one(
     publisher.burst(Topics::Each(OWN, 0), 0..count, &sent).await?;
     crowd.until_delivered(u64::from(count), QUIET).await;
     let received = crowd.finish().await;
-    let checks = received.judge(|client| [u32::try_from(client).unwrap_or(u32::MAX)]);
-    Ok(draft.end(checks, received.latencies(&sent).summary()))
+    draft.judge(&received, |client| [u32::try_from(client).unwrap_or(u32::MAX)]);
+    Ok(draft.end(received.latencies(&sent).summary()))
 }

@@ -1,5 +1,5 @@
 //! Clients that come and go: each follows its topic by its cursor over connections that it gives up after a
-//! moment, wherever it stands in them, while messages come. Nothing may be lost or repeated.
+//! moment, wherever it stands in them, while messages come. Nothing may be lost or repeated, and a client that cannot go on counts as failed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Draft, Plan, steady};
 use crate::Error;
-use crate::client::{Dialect, Ear, Fault, Inbox, Received, Target, connect, poll, sse, ws};
+use crate::client::{Ear, Fault, Inbox, Manner, Received, Target, connect};
 use crate::lab::{Lab, Settings, Stand, http};
 use crate::latency::{Clock, Sent};
 use crate::report::figure;
@@ -35,9 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let mut runs = Vec::new();
     for clients in &plan.clients {
-        let clients = usize::try_from(*clients).unwrap_or(usize::MAX);
+        // A connection that was given up is there until the broker notices.
+        let clients = lab.clients_for(System::Walcast, clients * 2).await? / 2;
         for transport in &plan.transports {
-            // A connection that was given up is there until the broker notices.
             let settings = Settings::clients(clients * 2);
             let stand = lab.stand(System::Walcast, Some(*transport), &settings).await?;
             lab.doing("clients come and go");
@@ -50,7 +50,6 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
 /// What all clients share.
 struct Field {
     target: Target,
-    transport: Transport,
     clock: Clock,
     /// Where all clients begin.
     cursor: String,
@@ -68,7 +67,6 @@ async fn churn(stand: &Stand, transport: Transport, clients: usize, plan: &Plan)
     let sent = Sent::new(clock, messages as usize);
     let field = Arc::new(Field {
         target: stand.target().clone(),
-        transport,
         clock,
         cursor: cursor(stand).await?,
         delivered: AtomicU64::new(0),
@@ -80,7 +78,10 @@ async fn churn(stand: &Stand, transport: Transport, clients: usize, plan: &Plan)
     let mut tasks = JoinSet::new();
     for number in 0..clients {
         let field = Arc::clone(&field);
-        tasks.spawn(async move { (number, client(&field, number).await) });
+        tasks.spawn(async move {
+            let (inbox, fault) = client(&field, number).await;
+            (number, inbox, fault)
+        });
     }
     let began = Instant::now();
     let count = u32::try_from(clients).unwrap_or(u32::MAX);
@@ -94,13 +95,18 @@ async fn churn(stand: &Stand, transport: Transport, clients: usize, plan: &Plan)
     }
     until(|| field.delivered.load(Ordering::Relaxed) >= u64::from(messages)).await;
     field.over.store(true, Ordering::Relaxed);
-    let mut received = Received { inboxes: vec![Inbox::default(); clients], fault: None };
+    let mut received = Received { inboxes: vec![Inbox::default(); clients], ..Received::default() };
     while let Some(done) = tasks.join_next().await {
-        let (number, inbox) = done.map_err(Error::of("a client"))?;
-        received.inboxes[number] = inbox?;
+        let (number, inbox, fault) = done.map_err(Error::of("a client"))?;
+        received.inboxes[number] = inbox;
+        if let Some(fault) = fault {
+            received.failed += 1;
+            received.fault.get_or_insert_with(|| format!("client {number}: {fault}"));
+        }
     }
     let due = |number: usize| (0..messages).filter(move |seq| (seq % count) as usize == number);
-    Ok(draft.end(received.judge(due), received.latencies(&sent).summary()))
+    draft.judge(&received, due);
+    Ok(draft.end(received.latencies(&sent).summary()))
 }
 
 /// The place where the broker's order has come to.
@@ -128,8 +134,8 @@ async fn until(condition: impl Fn() -> bool) {
     let _ = timeout(PATIENCE, reached).await;
 }
 
-/// One client, over all its connections.
-async fn client(field: &Field, number: usize) -> Result<Inbox, Fault> {
+/// One client, over all its connections: what it received, and why it could not go on.
+async fn client(field: &Field, number: usize) -> (Inbox, Option<Fault>) {
     let mut inbox = Inbox { cursor: Some(field.cursor.clone()), ..Inbox::default() };
     let mut buffer = vec![0; READ_BYTES];
     while !field.over.load(Ordering::Relaxed) {
@@ -138,11 +144,13 @@ async fn client(field: &Field, number: usize) -> Result<Inbox, Fault> {
             (random.random_range(KEPT), random.random_range(AWAY))
         };
         let until = Instant::now() + Duration::from_millis(kept);
-        stay(field, number, &mut inbox, until, &mut buffer).await?;
+        if let Err(fault) = stay(field, number, &mut inbox, until, &mut buffer).await {
+            return (inbox, Some(fault));
+        }
         field.connections.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(away)).await;
     }
-    Ok(inbox)
+    (inbox, None)
 }
 
 /// One connection.
@@ -153,8 +161,8 @@ async fn stay(
     until: Instant,
     buffer: &mut [u8],
 ) -> Result<(), Fault> {
-    let Target::Walcast(address, _) = field.target else { return Ok(()) };
-    let mut dialect = dialect(field.transport, &topic(number), inbox.cursor.clone());
+    let manner = Manner { after: inbox.cursor.clone(), ..Manner::default() };
+    let Some((address, mut dialect)) = field.target.dialect(&topic(number), &manner) else { return Ok(()) };
     let mut stream = connect(number, address).await?;
     let (mut reply, mut carry) = (Vec::new(), Vec::new());
     dialect.hello(address, &mut reply);
@@ -173,17 +181,6 @@ async fn stay(
         field.delivered.fetch_add(fresh as u64, Ordering::Relaxed);
         if !reply.is_empty() {
             field.answers.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-fn dialect(transport: Transport, topic: &str, after: Option<String>) -> Dialect {
-    match transport {
-        Transport::Poll => Dialect::Poll(poll::Poll::new(topic, after)),
-        Transport::Sse => Dialect::Sse(sse::Sse::new(format!("/v1/events?topic={topic}"), after)),
-        Transport::Ws => {
-            let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
-            Dialect::Ws(ws::Ws::new(format!("/v1/ws?topic={topic}{after}")))
         }
     }
 }

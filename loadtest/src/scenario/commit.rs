@@ -2,21 +2,23 @@
 //! a statement that does nothing. First where no broker runs and nobody listens; then in use, where clients wait,
 //! each for something of its own, and all that it takes to reach them is paid for too.
 //!
-//! Slices are short, and each has no-ops right before and right after it, for the speed of a machine drifts.
+//! Slices are short, and each has no-ops right before and right after it, for the speed of a machine drifts. What
+//! clients wait for has come to all of them before the next slice begins.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::task::JoinSet;
-use tokio_postgres::Statement;
 use walcast::postgres::Session;
 
+use self::writers::Writers;
 use super::{Draft, Plan, own_topic};
 use crate::Error;
+use crate::client::Crowd;
 use crate::lab::{Lab, Postgres, Settings};
 use crate::latency::Clock;
 use crate::report::figure::{self, label};
 use crate::report::{Checks, Run, Scenario, System, Transport};
+
+mod writers;
 
 const DDL: &str = "drop table if exists public.loadtest_commit;
     create table public.loadtest_commit (id bigint generated always as identity, method text)";
@@ -46,12 +48,12 @@ const METHODS: [Method; 7] = [
     Method {
         system: System::Walcast,
         name: label::PUBLISH_IN_USE,
-        statement: r#"select walcast.publish('lt/' || (random() * 99)::int, '{"a": 1}')"#,
+        statement: "select walcast.publish($1::text, $2::text::jsonb)",
     },
     Method {
         system: System::Listen,
         name: label::NOTIFY_IN_USE,
-        statement: "select pg_notify('lt/' || (random() * 99)::int, 'x')",
+        statement: "select pg_notify($1::text, $2::text)",
     },
 ];
 /// The methods that are played while nobody waits.
@@ -59,6 +61,8 @@ const ALONE: std::ops::Range<usize> = 1..5;
 /// The others, and how many wait then.
 const IN_USE: std::ops::Range<usize> = 5..7;
 const WAITING: usize = 100;
+/// How long nothing may come to them.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Plays it with each number of writers; `pg_notify` only where LISTEN is a peer.
 ///
@@ -77,55 +81,65 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let methods: Vec<usize> =
         ALONE.filter(|method| notify || METHODS[*method].system != System::Listen).collect();
     for count in &plan.clients {
-        let count = usize::try_from(*count).unwrap_or(usize::MAX);
-        let room = postgres.listeners_max().await?;
-        if count + WAITING > room {
+        lab.stop_broker().await;
+        let room = lab.clients_for(System::Postgres, count + WAITING as u64).await?;
+        let count = room.saturating_sub(WAITING);
+        if count == 0 {
             return Err(Error::missing(format!(
-                "{count} writers and {WAITING} listeners need as many connections, and {room} are left; raise \
+                "writers and {WAITING} listeners need a connection each, and {room} are left; raise \
                  max_connections"
             )));
         }
-        lab.stop_broker().await;
-        let writers = connect(&postgres, count).await?;
+        let writers = Writers::connect(&postgres, count).await?;
         lab.doing(format!("{count} writers commit"));
-        write(&writers, NOOP, slice).await?;
+        writers.write(NOOP, slice).await?;
         for _ in 0..rounds {
-            runs.extend(round(&postgres, &writers, &methods, slice).await?);
+            runs.extend(round(&postgres, &writers, &methods, slice, None).await?);
         }
+        // Their connections are needed again.
+        drop(writers);
         for method in IN_USE.filter(|method| notify || METHODS[*method].system != System::Listen) {
             let system = METHODS[method].system;
-            lab.stop_broker().await;
             let stand = lab.stand(system, Some(Transport::Ws), &Settings::clients(WAITING)).await?;
-            let writers = connect(&postgres, count).await?;
+            let writers = Writers::connect(&postgres, count).await?;
             let crowd = stand.crowd(Clock::default(), WAITING, own_topic);
             stand.waiting(&crowd).await?;
             lab.doing(format!("{count} writers commit"));
-            write(&writers, NOOP, slice).await?;
+            writers.write(NOOP, slice).await?;
             for _ in 0..rounds {
-                let played = round(&postgres, &writers, &[method], slice).await?;
+                let played = round(&postgres, &writers, &[method], slice, Some(&crowd)).await?;
                 runs.extend(played.into_iter().filter(|run| run.system == system));
             }
-            drop(crowd.finish().await);
+            let received = crowd.finish().await;
+            if let Some(last) = runs.last_mut() {
+                last.checks = last.checks.and(writers.judge(&received));
+                last.fault = received.fault;
+            }
         }
-        lab.stop_broker().await;
     }
+    lab.stop_broker().await;
     Ok(runs)
 }
 
 async fn round(
     postgres: &Postgres,
-    writers: &[Arc<Writer>],
+    writers: &Writers,
     methods: &[usize],
     slice: Duration,
+    waiting: Option<&Crowd>,
 ) -> Result<Vec<Run>, Error> {
     let session = postgres.session().await?;
     session.batch_execute("truncate public.loadtest_commit").await.map_err(Error::sql("begin a round"))?;
     // Only a superuser may; without it a checkpoint may disturb one slice or another.
     let _ = session.batch_execute("checkpoint").await;
-    let mut slices = vec![(NOOP, write(writers, NOOP, slice).await?)];
+    let mut slices = vec![(NOOP, writers.write(NOOP, slice).await?)];
     for method in methods {
-        slices.push((*method, write(writers, *method, slice).await?));
-        slices.push((NOOP, write(writers, NOOP, slice).await?));
+        slices.push((*method, writers.write(*method, slice).await?));
+        if let Some(crowd) = waiting {
+            // What is still on its way would slow down the no-ops. If it never comes, it is judged.
+            crowd.until_delivered(writers.told(), QUIET).await;
+        }
+        slices.push((NOOP, writers.write(NOOP, slice).await?));
     }
     let mut runs = Vec::new();
     for index in [NOOP].iter().chain(methods).copied() {
@@ -136,10 +150,11 @@ async fn round(
         let beside = slices.windows(3).find(|three| three[1].0 == index && index != NOOP);
         let ratio = beside
             .map_or(1.0, |three| three[1].1.speed() / f64::midpoint(three[0].1.speed(), three[2].1.speed()));
-        let mut draft = Draft::new(Scenario::Commit, method.system, None, writers.len()).label(method.name);
+        let mut draft = Draft::new(Scenario::Commit, method.system, None, writers.count()).label(method.name);
         draft.figure(figure::TRANSACTIONS_PER_SECOND, commits as f64 / seconds);
         draft.figure(figure::RATIO_TO_NOOP, ratio);
-        let mut run = draft.end(committed(&session, method.name, commits).await?, None);
+        draft.checks(committed(&session, method.name, commits).await?);
+        let mut run = draft.end(None);
         run.seconds = seconds;
         runs.push(run);
     }
@@ -157,79 +172,6 @@ async fn committed(session: &Session, method: &str, commits: u64) -> Result<Chec
         delivered: rows.min(commits),
         lost: commits.saturating_sub(rows),
         duplicates: rows.saturating_sub(commits),
-        disordered: 0,
+        ..Checks::default()
     })
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slice {
-    commits: u64,
-    seconds: f64,
-}
-
-impl Slice {
-    fn speed(self) -> f64 {
-        self.commits as f64 / self.seconds
-    }
-}
-
-async fn connect(postgres: &Postgres, count: usize) -> Result<Vec<Arc<Writer>>, Error> {
-    let mut writers = Vec::with_capacity(count);
-    for _ in 0..count {
-        writers.push(Arc::new(Writer::connect(postgres).await?));
-    }
-    Ok(writers)
-}
-
-/// Lets all writers commit for a while.
-async fn write(writers: &[Arc<Writer>], method: usize, length: Duration) -> Result<Slice, Error> {
-    let began = Instant::now();
-    let until = began + length;
-    let mut tasks = JoinSet::new();
-    for writer in writers {
-        let writer = Arc::clone(writer);
-        tasks.spawn(async move {
-            let mut commits = 0_u64;
-            while Instant::now() < until {
-                writer.commit(method).await?;
-                commits += 1;
-            }
-            Ok(commits)
-        });
-    }
-    let mut commits = 0;
-    while let Some(done) = tasks.join_next().await {
-        let done: Result<u64, tokio_postgres::Error> = done.map_err(Error::of("a writer"))?;
-        commits += done.map_err(Error::sql("write"))?;
-    }
-    Ok(Slice { commits, seconds: began.elapsed().as_secs_f64() })
-}
-
-/// A connection, and what is prepared on it for each method.
-#[derive(Debug)]
-struct Writer {
-    session: Session,
-    methods: Vec<(Statement, Statement)>,
-}
-
-impl Writer {
-    async fn connect(postgres: &Postgres) -> Result<Self, Error> {
-        let session = postgres.session().await?;
-        let mut methods = Vec::new();
-        for method in &METHODS {
-            let insert = format!("insert into public.loadtest_commit (method) values ('{}')", method.name);
-            let insert = session.prepare(&insert).await.map_err(Error::sql("prepare a writer"))?;
-            let tell = session.prepare(method.statement).await.map_err(Error::sql("prepare a writer"))?;
-            methods.push((insert, tell));
-        }
-        Ok(Self { session, methods })
-    }
-
-    async fn commit(&self, method: usize) -> Result<(), tokio_postgres::Error> {
-        let Some((insert, tell)) = self.methods.get(method) else { return Ok(()) };
-        self.session.batch_execute("begin").await?;
-        self.session.execute(insert, &[]).await?;
-        self.session.query(tell, &[]).await?;
-        self.session.batch_execute("commit").await
-    }
 }

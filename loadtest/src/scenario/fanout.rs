@@ -56,7 +56,7 @@ async fn one(
     let after = stand.cpu();
 
     let mut received = crowd.finish().await;
-    let checks = received.judge(|_| 0..warm + events);
+    draft.judge(&received, |_| 0..warm + events);
     for inbox in &mut received.inboxes {
         inbox.receipts.retain(|receipt| receipt.seq >= warm);
     }
@@ -69,5 +69,5 @@ async fn one(
         let seconds = f64::from((last - first).max(1)) / 1e6;
         draft.figure(figure::DELIVERIES_PER_SECOND, deliveries as f64 / seconds);
     }
-    Ok(draft.end(checks, received.latencies(&sent).summary()))
+    Ok(draft.end(received.latencies(&sent).summary()))
 }

@@ -161,9 +161,10 @@ async fn ours(
         delivered: events.min(rows),
         lost: rows.saturating_sub(events),
         duplicates: events.saturating_sub(rows + 1),
-        disordered: 0,
+        ..Checks::default()
     };
-    Ok(draft.end(checks, None))
+    draft.checks(checks);
+    Ok(draft.end(None))
 }
 
 /// The events that the broker holds, once they are as many as they should be, or no longer become more.
@@ -243,7 +244,7 @@ async fn peer(postgres: &Postgres, session: &Session, slot: &str, log: &Log) -> 
     if let Some(cpu) = sender_cpu {
         draft.figure(figure::WALSENDER_CPU_SECONDS, cpu.as_secs_f64());
     }
-    Ok(Some(draft.end(Checks::default(), None)))
+    Ok(Some(draft.end(None)))
 }
 
 /// Where to connect, as arguments; the password, which arguments would show to everybody, apart.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::Error;
+use crate::client::Received;
 use crate::lab::{Lab, Stand};
 use crate::report::{Checks, Latency, Run, Scenario, System, Transport};
 
@@ -125,6 +126,7 @@ impl Draft {
             figures: BTreeMap::new(),
             latency: None,
             checks: Checks::default(),
+            fault: None,
             seconds: 0.0,
         };
         Self { run, began: Instant::now() }
@@ -148,10 +150,25 @@ impl Draft {
         self.run.figures.insert(name.to_owned(), value);
     }
 
+    /// Judges what clients received; `due` is what each must have, by its number. Which of them failed counts.
+    pub fn judge<I: IntoIterator<Item = u32>>(
+        &mut self,
+        received: &Received,
+        due: impl Fn(usize) -> I,
+    ) -> Checks {
+        self.checks(received.judge(due));
+        self.run.fault = self.run.fault.take().or_else(|| received.fault.clone());
+        self.run.checks
+    }
+
+    /// Adds what was checked.
+    pub fn checks(&mut self, checks: Checks) {
+        self.run.checks = self.run.checks.and(checks);
+    }
+
     /// Ends now.
     #[must_use]
-    pub fn end(mut self, checks: Checks, latency: Option<Latency>) -> Run {
-        self.run.checks = checks;
+    pub fn end(mut self, latency: Option<Latency>) -> Run {
         self.run.latency = latency;
         self.run.seconds = self.began.elapsed().as_secs_f64();
         self.run

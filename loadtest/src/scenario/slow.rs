@@ -109,7 +109,8 @@ impl Slice<'_> {
                 latencies.add(took);
             }
         }
-        Ok(draft.end(received.judge(|_| 0..last), latencies.summary()))
+        draft.judge(&received, |_| 0..last);
+        Ok(draft.end(latencies.summary()))
     }
 
     /// Connects readers that have asked and read nothing.

@@ -89,7 +89,8 @@ async fn gap(stand: &Stand, session: Session, name: &str, rows: i64) -> Result<R
     if let Some(peak) = peak {
         draft.figure(figure::MEMORY_PEAK_BYTES, peak as f64);
     }
-    Ok(draft.end(received.judge(|_| 0..seq), received.latencies(&sent).summary()))
+    draft.judge(&received, |_| 0..seq);
+    Ok(draft.end(received.latencies(&sent).summary()))
 }
 
 /// The longest time in which nothing came.

@@ -70,7 +70,7 @@ async fn one(
         draft.figure(figure::CPU_US_PER_DELIVERY, used / measured as f64);
     }
     let mut received = crowd.finish().await;
-    let checks = received.judge(|client| due(client, shared, messages, rounds));
+    let checks = draft.judge(&received, |client| due(client, shared, messages, rounds));
     for inbox in &mut received.inboxes {
         inbox.receipts.retain(|receipt| receipt.seq >= messages);
     }
@@ -84,7 +84,7 @@ async fn one(
     if checks.lost == 0 && !to_last.is_empty() {
         draft.figure(figure::COMMIT_TO_LAST_MS, median(to_last));
     }
-    Ok(draft.end(checks, received.latencies(&sent).summary()))
+    Ok(draft.end(received.latencies(&sent).summary()))
 }
 
 fn clock(sent: &Sent, at: Instant) -> u32 {

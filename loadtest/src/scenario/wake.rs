@@ -23,7 +23,7 @@ const QUIET: Duration = Duration::from_secs(10);
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     let fewest = plan.clients.iter().min().copied();
     each(lab, plan, Scenario::Wake, async |lab, system, transport, clients| {
-        let settings = Settings::clients(clients);
+        let settings = Settings::clients(clients).without_beats();
         let label = (system == System::Walcast).then_some(figure::label::VISIBLE);
         let mut runs = vec![one(lab, plan, system, transport, &settings, label).await?];
         if system == System::Walcast && fewest == Some(clients as u64) {
@@ -94,9 +94,9 @@ async fn one(
     let mut received = crowd.finish().await;
     let mut due = vec![Vec::new(); clients];
     (0..warm + events).for_each(|seq| due[woken(seq)].push(seq));
-    let checks = received.judge(|client| due[client].iter().copied());
+    draft.judge(&received, |client| due[client].iter().copied());
     for inbox in &mut received.inboxes {
         inbox.receipts.retain(|receipt| receipt.seq >= warm);
     }
-    Ok(draft.end(checks, received.latencies(&sent).summary()))
+    Ok(draft.end(received.latencies(&sent).summary()))
 }
