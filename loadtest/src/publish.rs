@@ -128,8 +128,8 @@ impl Publisher {
     }
 
     /// Publishes messages at once: in one transaction, or in one go without waiting for answers between them.
-    /// Notes all as due when the server was asked, for a transaction its commit. Answers once the server has
-    /// them all, with the instant from which they may be expected: the commit's return, or when it was asked.
+    /// Notes all as due when the server was asked to publish them, for a transaction by its commit, and answers
+    /// that instant once the server has them all.
     ///
     /// # Errors
     /// The server refused, or went away.
@@ -139,12 +139,12 @@ impl Publisher {
         seqs: Range<u32>,
         sent: &Sent,
     ) -> Result<Instant, Error> {
-        let due = |at: Instant| seqs.clone().for_each(|seq| sent.at(seq, at));
+        let due = |at: Instant| {
+            seqs.clone().for_each(|seq| sent.at(seq, at));
+            at
+        };
         let (raw, encode, answers): (_, Encode, Answers) = match self {
-            Self::Sql(sql) => {
-                sql.burst(topics, seqs.clone(), due).await?;
-                return Ok(Instant::now());
-            }
+            Self::Sql(sql) => return sql.burst(topics, seqs.clone(), due).await,
             Self::Redis(raw) => (raw, |_, topic, payload| redis_command(topic, payload), redis_answers),
             Self::Nchan(raw) => (raw, nchan_request, nchan_answers),
         };
@@ -152,8 +152,7 @@ impl Publisher {
         for seq in seqs.clone() {
             bytes += &encode(raw.address, &topics.of(seq), &payload(seq));
         }
-        let asked = Instant::now();
-        due(asked);
+        let asked = due(Instant::now());
         raw.ask(bytes.as_bytes(), seqs.len(), answers).await?;
         Ok(asked)
     }
@@ -183,8 +182,8 @@ impl Sql {
         &mut self,
         topics: Topics<'_>,
         seqs: Range<u32>,
-        due: impl Fn(Instant),
-    ) -> Result<(), Error> {
+        due: impl Fn(Instant) -> Instant,
+    ) -> Result<Instant, Error> {
         let (from, to) = (i64::from(seqs.start), i64::from(seqs.end) - 1);
         let work = async {
             let transaction = self.session.transaction().await?;
@@ -194,8 +193,8 @@ impl Sql {
                     transaction.query(&self.each, &[&from, &to, &prefix, &i64::from(first)]).await?
                 }
             };
-            due(Instant::now());
-            transaction.commit().await
+            let asked = due(Instant::now());
+            transaction.commit().await.map(|()| asked)
         };
         work.await.map_err(Error::sql("publish"))
     }

@@ -59,7 +59,7 @@ impl Job {
             job(Scenario::Arrive, 5, all),
             job(Scenario::Commit, 2, ws),
             job(Scenario::Ingest, 5, ws),
-            job(Scenario::Slow, 4, ws),
+            job(Scenario::Slow, 2, ws),
             job(Scenario::Stall, 5, ws),
             job(Scenario::Churn, 4, ws),
         ];

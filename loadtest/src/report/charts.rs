@@ -83,7 +83,7 @@ const GROWTH: &[Growth] = &[
     },
     Growth {
         id: "fanout-cpu",
-        title: "Server CPU per delivery, one topic",
+        title: "CPU per delivery of the server that clients are connected to, one topic",
         scenario: Scenario::Fanout,
         scale: Scale::Log,
         unit: Unit::Micros,

@@ -10,7 +10,8 @@ pub const MEMORY_PER_CLIENT_AFTER_BURST_BYTES: &str = "memory_per_client_after_b
 pub const MEMORY_BYTES: &str = "memory_bytes";
 /// The most memory that the server's processes were seen to take during the run.
 pub const MEMORY_PEAK_BYTES: &str = "memory_peak_bytes";
-/// What the configuration lets the broker take: its history, and a share for each connection.
+/// What the broker may take beside stalled readers: what it took without them, what was published since, a few kB for
+/// each of them, and a little to work with.
 pub const MEMORY_ALLOWED_BYTES: &str = "memory_allowed_bytes";
 /// CPU of the server's processes; 100 is one core.
 pub const CPU_PERCENT: &str = "cpu_percent";
@@ -20,11 +21,12 @@ pub const CPU_US_PER_EVENT: &str = "cpu_us_per_event";
 pub const BROKER_CPU_US_PER_EVENT: &str = "broker_cpu_us_per_event";
 /// CPU of the broker for a long-poll that is answered with nothing and asks again, all that it takes meanwhile included.
 pub const CPU_US_PER_QUESTION: &str = "cpu_us_per_question";
-/// CPU of the server's processes for one delivery to one client.
+/// CPU for one delivery to one client, of the processes that hold the clients' connections: Postgres's for LISTEN,
+/// the broker's alone for walcast.
 pub const CPU_US_PER_DELIVERY: &str = "cpu_us_per_delivery";
 /// From the first to the last one received.
 pub const DELIVERIES_PER_SECOND: &str = "deliveries_per_second";
-/// From the return of the commit, or for peers from the publish call, to the last client's receipt.
+/// From the call of the commit, or for peers of the publish, to the last client's receipt.
 pub const COMMIT_TO_LAST_MS: &str = "commit_to_last_ms";
 /// From the first connect until all clients wait.
 pub const CONNECTIONS_PER_SECOND: &str = "connections_per_second";

@@ -2,7 +2,7 @@
 //!
 //! Pure. Decides what is shown and beside what; must not know how it is drawn.
 
-use super::summary::Summary;
+use super::summary::{QUANTILES, Summary};
 use super::targets::{self, Verdict};
 use super::unit::{self, count, significant};
 use super::{Report, Scenario, System, Transport, figure};
@@ -153,7 +153,7 @@ fn about(scenario: Scenario, runs: &[&Summary]) -> String {
     let rounds = runs.iter().map(|run| run.rounds).max().unwrap_or_default();
     let mut about = scenario.about().to_owned();
     if rounds > 1 {
-        about = format!("{about}; medians of {rounds} rounds");
+        about = format!("{about}; medians of {rounds} rounds [least … most]");
     }
     let ours = runs.iter().find_map(|run| baseline(run, runs));
     match ours {
@@ -180,23 +180,27 @@ fn row(run: &Summary, beside: Option<&Summary>, names: &[String], latency: bool)
         let value = run.figure(name);
         // A ratio says already what it stands beside.
         let ours = beside.filter(|_| !name.starts_with("ratio_")).and_then(|ours| ours.figure(name));
-        compared(value.map_or("–".to_owned(), |value| unit::show(name, value)), value, ours)
+        compared(shown(run, name, value), value, ours)
     }));
     if latency {
-        type Quantile = fn(&super::Latency) -> u64;
-        let quantiles: [Quantile; 4] = [|l| l.p50_us, |l| l.p99_us, |l| l.p999_us, |l| l.max_us];
-        cells.extend(quantiles.into_iter().map(|of| {
+        cells.extend(QUANTILES.into_iter().map(|(name, of)| {
             let of = |run: &Summary| run.latency.as_ref().map(|latency| of(latency) as f64);
             let value = of(run);
-            compared(
-                value.map_or("–".to_owned(), |value| unit::show("us_us", value)),
-                value,
-                beside.and_then(of),
-            )
+            compared(shown(run, name, value), value, beside.and_then(of))
         }));
     }
     cells.push(checked(run));
     cells
+}
+
+/// A figure's value, and how far its rounds lie apart.
+fn shown(run: &Summary, name: &str, value: Option<f64>) -> String {
+    let Some(value) = value else { return "–".to_owned() };
+    let text = unit::show(name, value);
+    match run.spread.get(name) {
+        Some((least, most)) => format!("{text} [{} … {}]", unit::show(name, *least), unit::show(name, *most)),
+        None => text,
+    }
 }
 
 fn checked(run: &Summary) -> Cell {

@@ -6,6 +6,17 @@ use std::collections::BTreeMap;
 
 use super::{Checks, Latency, Run, Scenario, System, Transport, figure};
 
+/// A quantile of a distribution, in microseconds.
+pub type Quantile = fn(&Latency) -> u64;
+
+/// The quantiles that tables show, by the names of their fields.
+pub const QUANTILES: [(&str, Quantile); 4] = [
+    ("p50_us", |latency| latency.p50_us),
+    ("p99_us", |latency| latency.p99_us),
+    ("p999_us", |latency| latency.p999_us),
+    ("max_us", |latency| latency.max_us),
+];
+
 /// All rounds of one thing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
@@ -23,6 +34,9 @@ pub struct Summary {
     pub rounds: usize,
     /// The median of each figure.
     pub figures: BTreeMap<String, f64>,
+    /// The least and the most of each figure, and under the names of [`Latency`]'s fields of each quantile, where
+    /// there was more than one round.
+    pub spread: BTreeMap<String, (f64, f64)>,
     /// The medians of the quantiles; the curve of the middle round.
     pub latency: Option<Latency>,
     /// Of all rounds together.
@@ -61,6 +75,13 @@ impl Summary {
         for (name, value) in rounds.iter().flat_map(|run| &run.figures) {
             values.entry(name).or_default().push(*value);
         }
+        let mut spread: BTreeMap<String, (f64, f64)> =
+            values.iter().filter_map(|(name, all)| Some(((*name).to_owned(), span(all)?))).collect();
+        for (name, of) in QUANTILES {
+            let all = rounds.iter().filter_map(|run| run.latency.as_ref()).map(|latency| of(latency) as f64);
+            let all: Vec<f64> = all.collect();
+            spread.extend(span(&all).map(|span| (name.to_owned(), span)));
+        }
         let figures =
             values.into_iter().filter_map(|(name, mut all)| Some((name.to_owned(), median(&mut all)?)));
         Some(Self {
@@ -71,6 +92,7 @@ impl Summary {
             label: first.label.clone(),
             rounds: rounds.len(),
             figures: figures.collect(),
+            spread,
             latency: together(rounds.iter().filter_map(|run| run.latency.as_ref()).collect()),
             checks: rounds.iter().fold(Checks::default(), |all, run| all.and(run.checks)),
         })
@@ -95,13 +117,20 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
     Some(f64::midpoint(*values.get(low)?, *values.get(high)?))
 }
 
+/// The least and the most of several.
+fn span(values: &[f64]) -> Option<(f64, f64)> {
+    let (least, most) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| {
+        (least.min(*value), most.max(*value))
+    });
+    (values.len() > 1).then_some((least, most))
+}
+
 fn together(mut rounds: Vec<&Latency>) -> Option<Latency> {
     rounds.sort_by_key(|round| round.p50_us);
     let middle = *rounds.get(rounds.len().checked_sub(1)? / 2)?;
     let of = |field: fn(&Latency) -> u64| {
-        let mut values: Vec<u64> = rounds.iter().map(|round| field(round)).collect();
-        values.sort_unstable();
-        values.get((values.len() - 1) / 2).copied().unwrap_or_default()
+        let mut values: Vec<f64> = rounds.iter().map(|round| field(round) as f64).collect();
+        median(&mut values).map_or(0, |middle| middle.round() as u64)
     };
     let mut means: Vec<f64> = rounds.iter().map(|round| round.mean_us).collect();
     Some(Latency {

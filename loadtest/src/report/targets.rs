@@ -203,7 +203,7 @@ pub const TARGETS: &[Target] = &[
         compute: |all| figures(all, Scenario::Wake, MANY, |run| run.figure(figure::BROKER_CPU_US_PER_EVENT)),
     },
     Target {
-        what: "`fanout` CPU per delivery, WebSocket",
+        what: "`fanout` CPU of the broker per delivery, WebSocket",
         limit: Limit::AtMost(1.5),
         unit: Unit::Micros,
         measured_by: "fanout --clients 1000 --transport ws",
@@ -327,7 +327,7 @@ pub const TARGETS: &[Target] = &[
         },
     },
     Target {
-        what: "`slow`: memory ÷ what the configuration allows",
+        what: "`slow`: memory ÷ that without stalled readers, and 4 kB for each",
         limit: Limit::AtMost(1.0),
         unit: Unit::Ratio,
         measured_by: "slow",

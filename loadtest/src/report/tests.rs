@@ -224,7 +224,23 @@ fn rounds_are_taken_together_and_their_faults_added() {
     let latency = all.latency.as_ref().unwrap();
     assert_eq!((all.rounds, all.figure(figure::DELIVERIES_PER_SECOND)), (3, Some(3.0)));
     assert_eq!((latency.p50_us, latency.max_us, latency.count), (200, 8_100, 30_000));
+    assert_eq!(all.spread.get(figure::DELIVERIES_PER_SECOND), Some(&(1.0, 5.0)));
+    assert_eq!(
+        (all.spread.get("p50_us"), all.spread.get("p99_us")),
+        (Some(&(100.0, 900.0)), Some(&(400.0, 3_600.0)))
+    );
     assert_eq!((all.checks.expected, all.checks.lost), (30_000, 4));
+}
+
+/// Taking the better one of each quantile would flatter whoever has an even number of rounds.
+#[test]
+fn of_two_rounds_the_quantiles_meet_in_the_middle() {
+    let round = |p50| run(Scenario::Slow, System::Walcast, 10, p50, &[]);
+    let summaries = summarise(&[round(100), round(300)]);
+    let latency = summaries[0].latency.as_ref().unwrap();
+    assert_eq!((latency.p50_us, latency.p99_us), (200, 800));
+    let text = table::render(&Report { runs: vec![round(100), round(300)], ..Report::default() });
+    assert!(text.contains("200 µs [100 µs … 300 µs]"), "{text}");
 }
 
 /// The outcomes of the target whose name begins with `what`.
@@ -261,8 +277,8 @@ fn targets_are_computed_from_the_runs() {
     let missed = |what: &str| {
         outcomes(&report, what).iter().all(|(.., verdict)| matches!(verdict, Verdict::Missed(_)))
     };
-    assert!(missed("`fanout` CPU") && missed("events lost") && missed("`arrive`"));
-    let fanout = &outcomes(&report, "`fanout` CPU")[0];
+    assert!(missed("`fanout` CPU of") && missed("events lost") && missed("`arrive`"));
+    let fanout = &outcomes(&report, "`fanout` CPU of")[0];
     assert_eq!((fanout.1.as_str(), fanout.2.text().as_str()), ("2.30 µs", "missed by 53 %"));
 }
 

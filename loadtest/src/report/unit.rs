@@ -2,6 +2,8 @@
 //!
 //! Pure; three significant digits throughout, for no run on a shared machine is worth more.
 
+use super::figure;
+
 /// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -66,6 +68,9 @@ pub fn show(name: &str, value: f64) -> String {
 /// A figure's name as the head of a column: the unit stands at its values.
 #[must_use]
 pub fn title(name: &str) -> String {
+    if name == figure::CPU_US_PER_DELIVERY {
+        return "CPU per delivery (walcast: without Postgres)".to_owned();
+    }
     let name = ENDINGS.iter().find_map(|(ending, ..)| name.strip_suffix(ending)).unwrap_or(name);
     let words = name.replace("_us_per_", "_per_").replace("noop", "no-op").replace('_', " ");
     words.split(' ').map(|word| if word == "cpu" { "CPU" } else { word }).collect::<Vec<_>>().join(" ")
@@ -148,6 +153,7 @@ mod tests {
         for (name, expected) in [
             ("memory_per_client_after_burst_bytes", "memory per client after burst"),
             ("broker_cpu_us_per_event", "broker CPU per event"),
+            ("cpu_us_per_delivery", "CPU per delivery (walcast: without Postgres)"),
             ("deliveries_per_second", "deliveries"),
             ("ratio_to_noop", "ratio to no-op"),
         ] {

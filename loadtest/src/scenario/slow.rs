@@ -15,6 +15,7 @@ use crate::Error;
 use crate::client;
 use crate::lab::{Lab, Postgres, Settings, Stand};
 use crate::latency::{Clock, Latencies, Sent};
+use crate::publish::payload;
 use crate::report::figure::{self, label};
 use crate::report::{Run, Scenario, System};
 
@@ -26,33 +27,39 @@ const FILL_BYTES: i32 = 4_000;
 const PER_SECOND: u32 = 100;
 /// Less than it takes until stalled readers are cut.
 const SECONDS_MAX: u64 = 6;
-/// What the broker may take for a connection: its state, and a page's worth of places in the history.
-const CONNECTION_BYTES: u64 = 64 << 10;
-/// The broker's default.
-const HISTORY_BYTES: u64 = 256 << 20;
+/// What the broker may take for a connection: its state, and places in the history; no messages, which all share.
+const CONNECTION_BYTES: u64 = 4 << 10;
+/// What it may take for a message beside its payload.
+const EVENT_BYTES: u64 = 1 << 10;
+/// What it may take on its own account while it works: buffers that are filled and freed.
+const WORK_BYTES: u64 = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long stalled readers take until they are full, and more.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Plays it over each transport, with each number of stalled readers.
 ///
 /// # Errors
 /// Clients cannot connect, or the broker went away.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    let (good, rounds) = plan.amount((10, 1), (100, 2));
+    let (good, rounds) = plan.amount((10, 1), (100, 5));
     let mut runs = Vec::new();
     for (transport, clients) in
         plan.transports.iter().flat_map(|way| plan.clients.iter().map(move |n| (way, n)))
     {
-        let stalled = usize::try_from(*clients).unwrap_or(usize::MAX);
-        let settings = Settings { history_bytes: Some(HISTORY_BYTES), ..Settings::clients(good + stalled) };
+        let all = lab.clients_for(System::Walcast, clients + good as u64).await?;
+        let stalled = all.saturating_sub(good);
+        let settings = Settings::clients(all).without_beats();
         let stand = lab.stand(System::Walcast, Some(*transport), &settings).await?;
         let postgres = lab.postgres().await?;
+        let mut alone = None;
         for round in 0..rounds * 2 {
             lab.doing(if round % 2 == 0 { "good readers alone" } else { "good readers beside stalled ones" });
             let beside = if round % 2 == 0 { 0 } else { stalled };
             let slice = Slice { stand: &stand, postgres: &postgres, good, stalled: beside };
-            runs.push(slice.play(plan, stalled).await?);
+            let run = slice.play(plan, stalled, alone).await?;
+            alone = run.figures.get(figure::MEMORY_PEAK_BYTES).copied();
+            runs.push(run);
         }
     }
     Ok(runs)
@@ -66,11 +73,11 @@ struct Slice<'a> {
 }
 
 impl Slice<'_> {
-    async fn play(&self, plan: &Plan, clients: usize) -> Result<Run, Error> {
+    /// `alone` is what the broker took for the same before, without stalled readers.
+    async fn play(&self, plan: &Plan, clients: usize, alone: Option<f64>) -> Result<Run, Error> {
         self.subscriptions(|count| count == 0).await?;
         let name = if self.stalled > 0 { label::STALLED } else { label::GOOD };
         let mut draft = Draft::at(Scenario::Slow, self.stand, clients).label(name);
-        let before = self.stand.memory_bytes();
         let seconds = if plan.quick { 1 } else { plan.seconds.clamp(2, SECONDS_MAX) };
         let last = FILL + PER_SECOND * u32::try_from(seconds).unwrap_or(1);
         let clock = Clock::default();
@@ -95,11 +102,14 @@ impl Slice<'_> {
         }
         crowd.until_delivered(good * u64::from(last), PATIENCE).await;
         drop(held);
-        if let Some((before, peak)) = before.zip(peak) {
-            let connections = (self.good + self.stalled) as u64;
+        if let Some(peak) = peak {
             draft.figure(figure::MEMORY_PEAK_BYTES, peak as f64);
-            let allowed = before + HISTORY_BYTES + connections * CONNECTION_BYTES;
-            draft.figure(figure::MEMORY_ALLOWED_BYTES, allowed as f64);
+        }
+        if let Some(alone) = alone.filter(|_| self.stalled > 0) {
+            draft.figure(
+                figure::MEMORY_ALLOWED_BYTES,
+                alone + allowed_beside(self.stalled as u64, last) as f64,
+            );
         }
         let received = crowd.finish().await;
         let mut latencies = Latencies::default();
@@ -146,4 +156,11 @@ impl Slice<'_> {
         let late = || Error::failed(format!("not all clients came or went within {PATIENCE:?}"));
         timeout(PATIENCE, known).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// What the broker may take for so many stalled readers, and for `messages` more in its history.
+fn allowed_beside(stalled: u64, messages: u32) -> u64 {
+    let steady = u64::from(messages - FILL) * payload(messages).len() as u64;
+    let filling = u64::from(FILL) * u64::try_from(FILL_BYTES).unwrap_or(0);
+    filling + steady + u64::from(messages) * EVENT_BYTES + stalled * CONNECTION_BYTES + WORK_BYTES
 }

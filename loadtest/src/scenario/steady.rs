@@ -1,6 +1,7 @@
 //! A stream of a fixed rate: one message at a time, each due at its own moment.
 //!
-//! A message counts from when it was due, so that a server which holds up the publisher hides nothing.
+//! A message counts from when it was due, so that a server which holds up the publisher hides nothing; and is sent
+//! then to a few microseconds, for what the timer is late would be counted as the server's.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -8,6 +9,25 @@ use std::time::{Duration, Instant};
 use crate::Error;
 use crate::latency::Sent;
 use crate::publish::Publisher;
+
+/// The runtime's timer knows whole milliseconds, and rounds up: this much before the moment it is left.
+const TIMER: Duration = Duration::from_millis(2);
+/// And this much before it others are no longer let in between.
+const ALONE: Duration = Duration::from_micros(50);
+
+/// Returns at `due`, or at once if that is over.
+async fn until(due: Instant) {
+    if let Some(early) = due.checked_sub(TIMER) {
+        tokio::time::sleep_until(early.into()).await;
+    }
+    loop {
+        match due.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return,
+            left if left > ALONE => tokio::task::yield_now().await,
+            _ => std::hint::spin_loop(),
+        }
+    }
+}
 
 /// Messages that are due one after another.
 #[derive(Debug)]
@@ -32,7 +52,7 @@ impl Steady {
     ) -> Result<(), Error> {
         let due = self.next;
         self.next += self.every;
-        tokio::time::sleep_until(due.into()).await;
+        until(due).await;
         sent.at(seq, due);
         publisher.one(topic, seq).await
     }
@@ -51,4 +71,18 @@ pub(super) async fn publish(
         steady.one(publisher, &topic(seq), seq, sent).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_sent_before_it_is_due() {
+        for ahead in [0, 40, 900, 2_500, 7_300].map(Duration::from_micros) {
+            let due = Instant::now() + ahead;
+            until(due).await;
+            assert!(Instant::now() >= due, "{ahead:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Draft, Plan, each, own_topic};
+use super::{Draft, Plan, each, own_topic, steady};
 use crate::Error;
 use crate::lab::{Lab, Settings};
 use crate::latency::{Clock, Sent};
@@ -71,13 +71,8 @@ async fn one(
     let (idle, idle_all) = tokio::join!(stand.load(window), stand.load_with_database(window));
 
     let (cpu, cpu_all, began) = (stand.cpu(), stand.cpu_with_database(), Instant::now());
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
-    for seq in warm..warm + events {
-        // When it was meant to be, also if the one before has held us up.
-        let due = tick.tick().await;
-        sent.at(seq, due.into_std());
-        publisher.one(&own_topic(woken(seq)), seq).await?;
-    }
+    let topic = |seq| own_topic(woken(seq));
+    steady::publish(&mut publisher, RATE, warm..warm + events, topic, &sent).await?;
     crowd.until_delivered(u64::from(warm + events), QUIET).await;
     let elapsed = began.elapsed().as_secs_f64();
     let per_event = |after: Option<Duration>, before: Option<Duration>, idle: Option<f64>| {
