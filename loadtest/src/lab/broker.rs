@@ -139,6 +139,14 @@ impl Broker {
         })
     }
 
+    /// An error if it has ended.
+    ///
+    /// # Errors
+    /// It has.
+    pub fn check(&self) -> Result<(), Error> {
+        self.process.check()
+    }
+
     /// Its listener for clients.
     #[must_use]
     pub fn http(&self) -> SocketAddr {

@@ -16,7 +16,7 @@ const CONNECTIONS_MAX: u32 = 600;
 /// Sessions left for all else.
 const CONNECTIONS_RESERVE: usize = 60;
 /// Tells our sessions from others.
-const APPLICATION_NAME: &str = "walcast-loadtest";
+pub const APPLICATION_NAME: &str = "walcast-loadtest";
 
 /// A database.
 #[derive(Debug)]

@@ -1,30 +1,40 @@
 //! How fast the log becomes events: rows written while no broker runs, then taken in by one that starts, beside
 //! `pg_recvlogical` to /dev/null from a slot of the same place. Both read the same log, round by round.
 //!
-//! The broker is timed from the first rows that it holds, for what it does before is no ingest.
+//! One clock for both: from when the server streams to them until they have the last row. What they do before is
+//! no ingest. Afterwards a client reads all that the broker holds, and every row must be there, in order.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tokio::time::{interval, timeout};
-use tokio_postgres::config::Host;
 use walcast::postgres::Session;
 
 use super::{Draft, Plan};
 use crate::Error;
-use crate::lab::{Broker, Lab, Postgres, Settings, installed, usage};
+use crate::client::{Crowd, Manner, Received, Target};
+use crate::lab::{Broker, Lab, Postgres, Settings, usage};
+use crate::latency::Clock;
 use crate::report::figure;
-use crate::report::{Checks, Run, Scenario, System};
+use crate::report::{Checks, Run, Scenario, System, Transport};
+use crate::verify::{self, Receipt};
+
+mod peer;
 
 const DDL: &str = "drop table if exists public.loadtest_ingest;
-    create table public.loadtest_ingest (id bigint primary key, shard int not null, payload text not null)";
+    create table public.loadtest_ingest (seq bigint primary key, shard int not null, payload text not null)";
 const RULES: &str = "[[table]]\nname = 'public.loadtest_ingest'\ntopic = 'ingest/{shard}'\n";
-/// Rows of one transaction.
+/// What whoever reads all of them asks for.
+const ALL: &str = "ingest/*";
+/// Rows of one transaction, each of a topic of its own.
 const TRANSACTION: u32 = 100;
-/// Keeps all rows in memory, so that they can be counted.
+/// Keeps all rows in memory, so that they can be read back.
 const HISTORY_BYTES: u64 = 2 << 30;
+/// How often it is looked how far a reader is.
+const LOOK: Duration = Duration::from_millis(10);
 /// How long one reading may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long nothing may come to the client that reads all.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Plays it; numbers of clients and transports do not count.
 ///
@@ -52,35 +62,35 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
         let mut runs = Vec::new();
         for _ in 0..rounds {
             lab.doing("pg_recvlogical reads them");
-            runs.extend(peer(&postgres, &session, &slot, &log).await?);
+            runs.extend(peer::play(&postgres, &session, &slot, &log).await?);
             lab.doing("the broker reads them");
             runs.push(ours(lab, &settings, &postgres, &session, &log).await?);
         }
         Ok(runs)
     };
-    let runs = work.await;
-    drop_slot(&session, &slot).await?;
+    let runs: Result<_, Error> = work.await;
+    let dropped = drop_slot(&session, &slot).await;
     session.close().await;
-    runs
+    let runs = runs?;
+    dropped?;
+    Ok(runs)
 }
 
 /// Rows in the log.
 struct Log {
     rows: u32,
-    /// Where they begin and end.
-    from: u64,
+    /// Where they end.
     to: u64,
 }
 
 impl Log {
     async fn write(session: &Session, rows: u32) -> Result<Self, Error> {
-        let from = position(session).await?;
         let sql = format!(
             "set synchronous_commit = off;
              do $$ begin
                  for i in 0 .. {last} loop
-                     insert into public.loadtest_ingest
-                         select i * {TRANSACTION} + n, n, repeat('x', 80) from generate_series(1, {TRANSACTION}) n;
+                     insert into public.loadtest_ingest select i * {TRANSACTION} + n, n, repeat('x', 80)
+                         from generate_series(0, {TRANSACTION} - 1) n;
                      commit;
                  end loop;
              end $$;
@@ -91,18 +101,18 @@ impl Log {
         for statement in sql.split_inclusive("$$;").flat_map(|part| part.split_inclusive("off;")) {
             session.batch_execute(statement).await.map_err(Error::sql("write rows"))?;
         }
-        let to = position(session).await?;
+        let row = session.query_one("select (pg_current_wal_insert_lsn() - '0/0')::int8", &[]).await;
+        let to = row.map_err(Error::sql("ask for the log's end"))?.get::<_, i64>(0);
         // So that the log goes on behind them.
-        let end = session.batch_execute("select walcast.publish('ingest/end', '{}')").await;
+        let end = session.batch_execute("select walcast.publish('end', '{}')").await;
         end.map_err(Error::sql("write rows"))?;
-        Ok(Self { rows, from, to })
+        Ok(Self { rows, to: u64::try_from(to).unwrap_or(0) })
     }
-}
 
-async fn position(session: &Session) -> Result<u64, Error> {
-    let row = session.query_one("select (pg_current_wal_insert_lsn() - '0/0')::int8", &[]).await;
-    let position = row.map_err(Error::sql("ask for the log's end"))?.get::<_, i64>(0);
-    Ok(u64::try_from(position).unwrap_or(0))
+    /// Rows a second, if all were read in this time.
+    fn speed(&self, since: Instant, until: Instant) -> f64 {
+        f64::from(self.rows) / until.saturating_duration_since(since).as_secs_f64()
+    }
 }
 
 async fn make_slot(session: &Session, slot: &str) -> Result<(), Error> {
@@ -125,144 +135,91 @@ async fn ours(
 ) -> Result<Run, Error> {
     let mut draft = Draft::new(Scenario::Ingest, System::Walcast, None, 1);
     let broker = Broker::resume(lab.binary(), postgres, settings)?;
-    let began = Instant::now();
+    let slot = format!("{}_live", postgres.name());
     let reading = async {
-        let mut tick = interval(Duration::from_millis(5));
-        let mut first = (began, log.from);
+        let mut tick = interval(LOOK);
+        let streaming = loop {
+            tick.tick().await;
+            broker.check()?;
+            if let Some(streaming) = walsender(session, &slot).await? {
+                break streaming;
+            }
+        };
         loop {
             tick.tick().await;
-            // It does not answer yet; if it never does, patience ends.
-            let Ok(head) = broker.head_lsn().await else { continue };
-            let now = Instant::now();
-            if head >= log.to {
-                return (first, now);
-            }
-            if head > log.from && first.1 == log.from {
-                first = (now, head);
+            // It may not answer yet; if it never does, patience ends.
+            if broker.head_lsn().await.is_ok_and(|head| head >= log.to) {
+                return Ok::<_, Error>((streaming, Instant::now()));
             }
         }
     };
     let late = || Error::failed(format!("the broker has not read the log to its end after {PATIENCE:?}"));
-    let ((since, at), until) = timeout(PATIENCE, reading).await.map_err(|_| late())?;
-    let walsender = walsender(postgres, session, &format!("{}_live", postgres.name())).await?.map(usage::cpu);
-    let share = (log.to - at) as f64 / (log.to - log.from) as f64;
-    let speed = f64::from(log.rows) * share / until.duration_since(since).as_secs_f64();
-    draft.figure(figure::CHANGES_PER_SECOND, speed);
+    let ((since, walsender), until) = timeout(PATIENCE, reading).await.map_err(|_| late())??;
+    draft.figure(figure::CHANGES_PER_SECOND, log.speed(since, until));
     draft.figure(figure::CONSUMER_CPU_SECONDS, broker.cpu().as_secs_f64());
-    if let Some(walsender) = walsender {
-        draft.figure(figure::WALSENDER_CPU_SECONDS, walsender.as_secs_f64());
+    if postgres.pid().is_some() {
+        draft.figure(figure::WALSENDER_CPU_SECONDS, usage::cpu(walsender).as_secs_f64());
     }
     draft.figure(figure::MEMORY_BYTES, broker.memory_bytes() as f64);
-    // The message behind the rows may be there or not; the metric follows within a second.
-    let events = counted(&broker, log.rows).await? as u64;
-    let rows = u64::from(log.rows);
-    let checks = Checks {
-        expected: rows,
-        delivered: events.min(rows),
-        lost: rows.saturating_sub(events),
-        duplicates: events.saturating_sub(rows + 1),
-        ..Checks::default()
-    };
-    draft.checks(checks);
+    let received = all(&broker, log.rows).await?;
+    draft.checks(judge(&received, log.rows));
+    draft.fault(&received);
     Ok(draft.end(None))
 }
 
-/// The events that the broker holds, once they are as many as they should be, or no longer become more.
-async fn counted(broker: &Broker, rows: u32) -> Result<f64, Error> {
-    let mut tick = interval(Duration::from_millis(50));
-    let mut events = 0.0;
-    for _ in 0..60 {
-        tick.tick().await;
-        events = broker.metric("walcast_history_events").await?;
-        if events >= f64::from(rows) {
-            break;
-        }
-    }
-    Ok(events)
-}
-
-/// The process that streams from the slot, if there is one and the server is ours.
-async fn walsender(postgres: &Postgres, session: &Session, slot: &str) -> Result<Option<u32>, Error> {
-    if postgres.pid().is_none() {
-        return Ok(None);
-    }
-    let sql = "select active_pid from pg_replication_slots where slot_name = $1 and active_pid is not null";
+/// The process that streams from the slot, and when it was first seen to.
+async fn walsender(session: &Session, slot: &str) -> Result<Option<(Instant, u32)>, Error> {
+    // Other sessions hold a slot, too, while they make or copy it.
+    let sql =
+        "select s.active_pid from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid
+               where s.slot_name = $1";
     let row = session.query_opt(sql, &[&slot]).await.map_err(Error::sql("look for the walsender"))?;
-    Ok(row.and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()))
+    let pid = row.and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok());
+    Ok(pid.map(|pid| (Instant::now(), pid)))
 }
 
-/// `pg_recvlogical` on a copy of the slot; `None` if it is not installed.
-async fn peer(postgres: &Postgres, session: &Session, slot: &str, log: &Log) -> Result<Option<Run>, Error> {
-    const PROGRAM: &str = "pg_recvlogical";
-    let own = postgres.server().map(|server| server.bin_dir().join(PROGRAM)).filter(|path| path.exists());
-    let program = match own {
-        Some(path) => path,
-        None if installed(PROGRAM) => PROGRAM.into(),
-        None => return Ok(None),
-    };
-    let copy = format!("{slot}_copy");
-    let made = session.execute("select pg_copy_logical_replication_slot($1, $2)", &[&slot, &copy]).await;
-    made.map_err(Error::sql("copy the slot for pg_recvlogical"))?;
-    let mut draft = Draft::new(Scenario::Ingest, System::Recvlogical, None, 1);
-    let mut command = tokio::process::Command::new(program);
-    connection(&mut command, postgres.url())?;
-    command.args(["--slot", &copy, "--start", "--no-loop", "--file", "/dev/null"]);
-    command.args(["--option", "proto_version=1", "--option", "messages=true"]);
-    command.args(["--option", &format!("publication_names={}", postgres.name())]);
-    command.args(["--endpos", &format!("{:X}/{:X}", log.to >> 32, log.to & 0xFFFF_FFFF)]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let began = Instant::now();
-    let mut child = command.spawn().map_err(Error::of("cannot run pg_recvlogical"))?;
-    let (pid, mut sender) = (child.id(), None);
-    let (mut own_cpu, mut sender_cpu) = (Duration::ZERO, None);
-    let mut tick = interval(Duration::from_millis(50));
-    let status = loop {
-        tokio::select! {
-            status = child.wait() => break status.map_err(Error::of("wait for pg_recvlogical"))?,
-            _ = tick.tick() => {
-                // Known only while they live.
-                own_cpu = pid.map_or(own_cpu, usage::cpu).max(own_cpu);
-                if sender.is_none() {
-                    sender = walsender(postgres, session, &copy).await?;
-                }
-                sender_cpu = sender.map(usage::cpu).max(sender_cpu);
-            }
-        }
-        if began.elapsed() > PATIENCE {
-            return Err(Error::failed(format!("pg_recvlogical has not ended after {PATIENCE:?}")));
-        }
-    };
-    let seconds = began.elapsed().as_secs_f64();
-    if !status.success() {
-        let said = child.wait_with_output().await.map(|output| output.stderr).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said).trim().to_owned();
-        return Err(Error::failed(format!("pg_recvlogical failed: {said}")));
-    }
-    drop_slot(session, &copy).await?;
-    draft.figure(figure::CHANGES_PER_SECOND, f64::from(log.rows) / seconds);
-    draft.figure(figure::CONSUMER_CPU_SECONDS, own_cpu.as_secs_f64());
-    if let Some(cpu) = sender_cpu {
-        draft.figure(figure::WALSENDER_CPU_SECONDS, cpu.as_secs_f64());
-    }
-    Ok(Some(draft.end(None)))
+/// What one client receives that reads everything there is.
+async fn all(broker: &Broker, rows: u32) -> Result<Received, Error> {
+    let target = Target::Walcast(broker.http(), Transport::Ws);
+    let manner = Manner { after: Some("earliest".to_owned()), ..Manner::default() };
+    let crowd = Crowd::start(&target, &manner, Clock::default(), 1, |_| ALL.to_owned());
+    crowd.all_ready(QUIET).await?;
+    crowd.until_delivered(u64::from(rows), QUIET).await;
+    Ok(crowd.finish().await)
 }
 
-/// Where to connect, as arguments; the password, which arguments would show to everybody, apart.
-fn connection(command: &mut tokio::process::Command, url: &str) -> Result<(), Error> {
-    let config: tokio_postgres::Config = url.parse().map_err(Error::of("read the connection string"))?;
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        Some(Host::Unix(dir)) => dir.display().to_string(),
-        None => "localhost".to_owned(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    command.args(["--host", &host, "--port", &port.to_string()]);
-    command.args(["--dbname", config.get_dbname().unwrap_or_default(), "--no-password"]);
-    if let Some(user) = config.get_user() {
-        command.args(["--username", user]);
+/// Every row once, and those of each topic in order.
+fn judge(received: &Received, rows: u32) -> Checks {
+    let mut topics = vec![Vec::<Receipt>::new(); TRANSACTION as usize];
+    for receipt in received.inboxes.iter().flat_map(|inbox| &inbox.receipts) {
+        topics[(receipt.seq % TRANSACTION) as usize].push(*receipt);
     }
-    if let Some(password) = config.get_password() {
-        command.env("PGPASSWORD", String::from_utf8_lossy(password).as_ref());
+    let each = (0..).zip(&topics);
+    each.fold(received.clients(), |checks, (first, receipts)| {
+        checks.and(verify::client(receipts, (first..rows).step_by(TRANSACTION as usize)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Inbox;
+
+    #[test]
+    fn one_lost_row_shows() {
+        let received = |seqs: &[u32]| {
+            let receipts = seqs.iter().map(|seq| Receipt { seq: *seq, at_us: 0 }).collect();
+            Received { inboxes: vec![Inbox { receipts, ..Inbox::default() }], ..Received::default() }
+        };
+        // Topics may overtake each other; within one they may not.
+        let mut seqs: Vec<u32> = (0..300).collect();
+        seqs.swap(7, 8);
+        assert!(judge(&received(&seqs), 300).held());
+        seqs.swap(10, 110);
+        assert_eq!(judge(&received(&seqs), 300).disordered, 1);
+        seqs.swap(10, 110);
+        seqs.remove(299);
+        let checks = judge(&received(&seqs), 300);
+        assert_eq!((checks.lost, checks.delivered, checks.expected), (1, 299, 300));
     }
-    Ok(())
 }

@@ -157,8 +157,13 @@ impl Draft {
         due: impl Fn(usize) -> I,
     ) -> Checks {
         self.checks(received.judge(due));
-        self.run.fault = self.run.fault.take().or_else(|| received.fault.clone());
+        self.fault(received);
         self.run.checks
+    }
+
+    /// Takes down why the first of these clients that failed did.
+    pub fn fault(&mut self, received: &Received) {
+        self.run.fault = self.run.fault.take().or_else(|| received.fault.clone());
     }
 
     /// Adds what was checked.
