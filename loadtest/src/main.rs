@@ -3,8 +3,10 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::task::Poll;
 
 use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
 use walcast_loadtest::Error;
 use walcast_loadtest::args::Args;
 use walcast_loadtest::report::summary::summarise;
@@ -91,11 +93,16 @@ fn write_files(args: &Args, report: &Report) -> Result<(), Error> {
     Ok(())
 }
 
+/// By whoever sits there, or by whatever ends services and sessions.
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without a handler the signal ends us by itself, and the guards clean up.
-        std::future::pending::<()>().await;
-    }
+    let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    // Without a handler the signal ends us by itself, and the guards end what we started.
+    let mut handlers: Vec<_> = signals.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    std::future::poll_fn(|context| {
+        let came = handlers.iter_mut().any(|handler| handler.poll_recv(context).is_ready());
+        if came { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 fn complain(message: &str) {

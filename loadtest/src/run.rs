@@ -1,6 +1,6 @@
 //! Plays scenarios one after the other and collects what they found.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -98,13 +98,32 @@ pub async fn run(options: &Options, stop: impl Future<Output = ()>) -> (Report, 
         Ok(lab) => lab,
         Err(error) => return (report, Err(error)),
     };
+    if let Some(url) = &options.lab.database_url {
+        // Also for whoever has to clear up by hand, should we be killed.
+        let (place, name) = (lab::postgres::place(url), lab.name());
+        let _ = writeln!(
+            std::io::stderr(),
+            "walcast-loadtest: plays on the server at {place}, in a database {name} and with slots whose names begin \
+             with that; removes them at the end"
+        );
+    }
     let played = tokio::select! {
         played = play(options, &mut lab, &mut report) => played,
         () = stop => Err(Error::failed("interrupted; what was measured until then is in the report")),
     };
     report.notes.extend_from_slice(lab.notes());
     let ended = lab.end().await;
-    (report, played.and(ended))
+    (report, both(played, ended))
+}
+
+/// What failed, be it both.
+fn both(played: Result<(), Error>, ended: Result<(), Error>) -> Result<(), Error> {
+    match (played, ended) {
+        (Err(played), Err(ended)) => {
+            Err(Error { message: format!("{}; and {}", played.message, ended.message), ..played })
+        }
+        (played, ended) => played.and(ended),
+    }
 }
 
 async fn play(options: &Options, lab: &mut Lab, report: &mut Report) -> Result<(), Error> {

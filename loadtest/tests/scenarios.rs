@@ -1,8 +1,6 @@
 //! Every scenario once, with few clients, against servers of its own: it plays to its end, finds the figures
 //! that it is for, and nothing is lost.
 
-use walcast::cli::local;
-use walcast::throwaway;
 use walcast_loadtest::Error;
 use walcast_loadtest::lab::{self, Lab, Settings, nginx, redis};
 use walcast_loadtest::report::{Run, Scenario, System, Transport, figure};
@@ -88,19 +86,4 @@ async fn no_broker_runs_beside_a_peer() {
     assert!(!std::path::Path::new(&process).exists());
     drop(peer);
     lab.end().await.unwrap();
-}
-
-/// A server that was there is left as it was.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_given_server_is_left_clean() {
-    let server = local::throwaway(throwaway::Options::for_tests()).await.unwrap();
-    let options = lab::Options { database_url: Some(server.url("postgres")), ..lab::Options::default() };
-    let mut lab = Lab::new(options).expect("`cargo build -p walcast` first");
-    check_with(&mut lab, Scenario::Arrive, &[Transport::Sse], vec![], &[]).await;
-    lab.end().await.unwrap();
-    let left = "do $$ begin
-        if exists (select from pg_database where datname like 'loadtest%') then raise 'a database'; end if;
-        if exists (select from pg_replication_slots) then raise 'a slot'; end if;
-        end $$";
-    tokio::task::spawn_blocking(move || server.execute("postgres", left)).await.unwrap().unwrap();
 }

@@ -115,10 +115,12 @@ impl Crowd {
                         }
                     });
                 }
-                (None, Target::Listen(url)) => {
-                    let url = url.clone();
+                (None, Target::Listen(config)) => {
+                    let config = Arc::clone(config);
                     tasks.spawn(async move {
-                        if let Err(fault) = listen::follow(&shared, number, &url, &topic, &connecting).await {
+                        if let Err(fault) =
+                            listen::follow(&shared, number, &config, &topic, &connecting).await
+                        {
                             shared.failed(number, &fault);
                         }
                     });

@@ -3,7 +3,7 @@
 use std::future::{pending, poll_fn};
 
 use tokio::sync::Semaphore;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::{AsyncMessage, Config, NoTls};
 use walcast::postgres::describe;
 
 use super::crowd::Shared;
@@ -14,7 +14,7 @@ use crate::verify::Finds;
 pub(super) async fn follow(
     shared: &Shared,
     number: usize,
-    url: &str,
+    config: &Config,
     channel: &str,
     connecting: &Semaphore,
 ) -> Result<(), Fault> {
@@ -22,8 +22,14 @@ pub(super) async fn follow(
         |what: &str, error: &tokio_postgres::Error| Fault::new(format!("cannot {what}: {}", describe(error)));
     // The semaphore is never closed; without a permit it would only be less gentle.
     let permit = connecting.acquire().await.ok();
-    let (session, mut connection) =
-        tokio_postgres::connect(url, NoTls).await.map_err(|error| failed("connect to LISTEN", &error))?;
+    let connected = config.connect(NoTls).await;
+    let (session, mut connection) = connected.map_err(|error| {
+        let fault = failed("connect to LISTEN", &error).to_string();
+        // As the library and the server say that they will not without.
+        let tls = ["TLS", "SSL", "no encryption"].iter().any(|word| fault.contains(word));
+        let remedy = "; its clients speak no TLS here: name other peers by --peer, or none";
+        Fault::new(fault + if tls { remedy } else { "" })
+    })?;
     drop(permit);
     let finds = Finds::default();
     let hear = poll_fn(|context| {

@@ -6,6 +6,7 @@
 //! what it misses counts as lost.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::report::Transport;
@@ -31,7 +32,7 @@ pub enum Target {
     /// A broker's listener.
     Walcast(SocketAddr, Transport),
     /// Sessions of their own in this database.
-    Listen(String),
+    Listen(Arc<tokio_postgres::Config>),
     /// A Redis.
     Redis(SocketAddr),
     /// nginx with nchan, over SSE or WebSocket.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod broker;
+mod clearing;
 pub mod http;
 pub mod listening;
 pub mod machine;
@@ -46,6 +47,8 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Lab {
     options: Options,
+    /// Of our database, with which the names of all else that we make begin.
+    name: String,
     binary: PathBuf,
     /// Files that a process may open: bounds the number of clients.
     files_max: u64,
@@ -79,6 +82,7 @@ impl Lab {
         let progress = ProgressBar::hidden();
         Ok(Self {
             options,
+            name: format!("loadtest_{:08x}", rand::random::<u32>()),
             binary,
             files_max,
             broker: None,
@@ -111,6 +115,12 @@ impl Lab {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Of our database, with which the names of slots begin, too.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The broker's program.
@@ -158,9 +168,18 @@ impl Lab {
         if let Some(postgres) = &self.postgres {
             return Ok(Arc::clone(postgres));
         }
-        let given = self.options.database_url.as_deref();
-        let postgres = Arc::new(Postgres::start(given, self.options.fsync).await?);
+        let Some(given) = self.options.database_url.as_deref() else {
+            let postgres = Arc::new(Postgres::start(&self.name, self.options.fsync).await?);
+            self.postgres = Some(Arc::clone(&postgres));
+            return Ok(postgres);
+        };
+        let postgres = Arc::new(Postgres::on(given, &self.name));
+        // From here on there may be something to remove, also if we are interrupted.
         self.postgres = Some(Arc::clone(&postgres));
+        if let Err(error) = postgres.make().await {
+            self.postgres = None;
+            return Err(error);
+        }
         Ok(postgres)
     }
 
@@ -203,22 +222,14 @@ impl Lab {
     /// Ends everything and, on a server that was given, removes what was made there.
     ///
     /// # Errors
-    /// The server went away.
+    /// Something could not be removed: what, and how to do it by hand.
     pub async fn end(mut self) -> Result<(), Error> {
-        let file = self.broker.as_ref().map(|broker| broker.file().to_owned());
-        let Some(postgres) = self.postgres.take() else { return Ok(()) };
-        if postgres.server().is_none() && file.is_some() {
-            // Its directory goes with it, so teardown gets a file of its own.
-            let dir = process::make_dir()?;
-            let copy = dir.join("walcast.toml");
-            let name = postgres.name();
-            let text = format!("[source]\nslot = '{name}'\npublication = '{name}'\n");
-            std::fs::write(&copy, text).map_err(Error::of("cannot write a configuration"))?;
-            self.stop_broker().await;
-            broker::take_down(&self.binary, &postgres, &copy).await?;
-        }
         self.stop_broker().await;
-        postgres.end().await
+        let Some(postgres) = self.postgres.take() else { return Ok(()) };
+        match &self.options.database_url {
+            Some(given) => clearing::clear(&self.binary, &postgres, given).await,
+            None => postgres.stop().await,
+        }
     }
 }
 

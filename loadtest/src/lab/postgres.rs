@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_postgres::config::Host;
 use walcast::cli::{local, settings};
 use walcast::postgres::Session;
 use walcast::throwaway::{Options, StopMode, Throwaway};
@@ -15,8 +16,6 @@ use crate::Error;
 const CONNECTIONS_MAX: u32 = 600;
 /// Sessions left for all else.
 const CONNECTIONS_RESERVE: usize = 60;
-/// Tells our sessions from others.
-pub const APPLICATION_NAME: &str = "walcast-loadtest";
 
 /// A database.
 #[derive(Debug)]
@@ -31,34 +30,47 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a throwaway server, or makes a database of our own on a server that is there.
+    /// A database of our own on a server that is there; not made yet, so that it can be removed whatever comes
+    /// between.
+    #[must_use]
+    pub fn on(given: &str, name: &str) -> Self {
+        let url = with_database(given, name);
+        Self { url, name: name.to_owned(), server: None, given: Some(given.to_owned()) }
+    }
+
+    /// Makes the database.
     ///
     /// # Errors
-    /// No server can be started, or the role may not make a database.
-    pub async fn start(given: Option<&str>, fsync: bool) -> Result<Self, Error> {
-        let name = format!("loadtest_{:08x}", rand::random::<u32>());
-        if let Some(given) = given {
-            let session = session(given).await?;
-            let made = session.batch_execute(&format!("create database {name}")).await;
-            made.map_err(Error::sql(
-                "cannot make a database of its own on the given server; give a role that may: \
-                 ALTER ROLE … CREATEDB",
-            ))?;
-            session.close().await;
-            let url = with_database(given, &name);
-            return Ok(Self { url, name, server: None, given: Some(given.to_owned()) });
-        }
+    /// The server cannot be reached, or the role may not make a database.
+    pub async fn make(&self) -> Result<(), Error> {
+        let at = match (&self.given, &self.server) {
+            (Some(given), _) => given.clone(),
+            (None, Some(server)) => server.url("postgres"),
+            (None, None) => return Ok(()),
+        };
+        let session = self.session_at(&at).await?;
+        let made = session.batch_execute(&format!("create database {}", self.name)).await;
+        made.map_err(Error::sql(
+            "cannot make a database of its own on the server; give a role that may: ALTER ROLE … CREATEDB",
+        ))?;
+        session.close().await;
+        Ok(())
+    }
+
+    /// Starts a throwaway server, and makes a database there.
+    ///
+    /// # Errors
+    /// No server can be started.
+    pub async fn start(name: &str, fsync: bool) -> Result<Self, Error> {
         let options = Options { fsync, max_connections: CONNECTIONS_MAX, ..Options::default() };
         // As a server of some size is configured: checkpoints of small ones would disturb all figures.
         let options = options.set("max_wal_size", "4GB").set("checkpoint_timeout", "30min");
         let server = local::throwaway(options).await.map_err(|error| Error::missing(error.to_string()))?;
         let server = Arc::new(server);
-        let url = with_database(&server.url("postgres"), &name);
-        let session = session(&server.url("postgres")).await?;
-        let made = session.batch_execute(&format!("create database {name}")).await;
-        made.map_err(Error::sql("throwaway Postgres"))?;
-        session.close().await;
-        Ok(Self { url, name, server: Some(server), given: None })
+        let url = with_database(&server.url("postgres"), name);
+        let postgres = Self { url, name: name.to_owned(), server: Some(server), given: None };
+        postgres.make().await?;
+        Ok(postgres)
     }
 
     /// How to reach the database.
@@ -84,7 +96,19 @@ impl Postgres {
     /// # Errors
     /// The server cannot be reached.
     pub async fn session(&self) -> Result<Session, Error> {
-        session(&self.url).await
+        self.session_at(&self.url).await
+    }
+
+    /// The same in another database of the server.
+    pub(super) async fn session_at(&self, url: &str) -> Result<Session, Error> {
+        let connected = settings::connect_as(&local::config(url, 0), &self.application_name()).await;
+        connected.map_err(|failure| Error::missing(failure.to_string()))
+    }
+
+    /// Tells our sessions from others, those of other runs among them.
+    #[must_use]
+    pub fn application_name(&self) -> String {
+        format!("walcast-loadtest {}", self.name)
     }
 
     /// The process id of the server, if it is ours.
@@ -125,30 +149,34 @@ impl Postgres {
         Ok(usize::try_from(row.get::<_, i32>(0)).unwrap_or(0).saturating_sub(CONNECTIONS_RESERVE))
     }
 
-    /// Removes what was made on a server that was given.
+    /// Stops the server, if it is ours.
     ///
     /// # Errors
-    /// The server went away, or somebody else uses the database.
-    pub async fn end(&self) -> Result<(), Error> {
-        if let Some(server) = &self.server {
-            let server = Arc::clone(server);
-            let stopped = tokio::task::spawn_blocking(move || server.stop(StopMode::Immediate)).await;
-            return match stopped {
-                Ok(done) => done.map_err(Error::of("stop Postgres")),
-                Err(error) => Err(Error::failed(error.to_string())),
-            };
+    /// It does not stop.
+    pub async fn stop(&self) -> Result<(), Error> {
+        let Some(server) = &self.server else { return Ok(()) };
+        let server = Arc::clone(server);
+        match tokio::task::spawn_blocking(move || server.stop(StopMode::Immediate)).await {
+            Ok(done) => done.map_err(Error::of("stop Postgres")),
+            Err(error) => Err(Error::failed(error.to_string())),
         }
-        let Some(given) = &self.given else { return Ok(()) };
-        let session = session(given).await?;
-        let dropped = session.batch_execute(&format!("drop database {}", self.name)).await;
-        session.close().await;
-        dropped.map_err(Error::sql(&format!("cannot remove the database {}; drop it by hand", self.name)))
     }
 }
 
-async fn session(url: &str) -> Result<Session, Error> {
-    let connected = settings::connect_as(&local::config(url, 0), APPLICATION_NAME).await;
-    connected.map_err(|failure| Error::missing(failure.to_string()))
+/// Where a connection string leads, for people; without what is secret.
+#[must_use]
+pub fn place(url: &str) -> String {
+    let Ok(config) = url.parse::<tokio_postgres::Config>() else { return "the given address".to_owned() };
+    let ports = config.get_ports();
+    let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(5432);
+    let hosts = config.get_hosts().iter().enumerate().map(|(at, host)| match host {
+        Host::Tcp(name) => format!("{name}:{}", port(at)),
+        Host::Unix(dir) => format!("{}:{}", dir.display(), port(at)),
+    });
+    match hosts.collect::<Vec<_>>() {
+        hosts if hosts.is_empty() => "the default address".to_owned(),
+        hosts => hosts.join(", "),
+    }
 }
 
 /// The same connection string for another database.
@@ -166,6 +194,14 @@ fn with_database(url: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_tells_no_password() {
+        assert_eq!(place("postgres://me:secret@db.example/x"), "db.example:5432");
+        assert_eq!(place("host=a,b port=1,2 password=secret"), "a:1, b:2");
+        assert_eq!(place("dbname=x"), "the default address");
+        assert_eq!(place("postgres://me:secret@:no"), "the given address");
+    }
 
     #[test]
     fn another_database() {

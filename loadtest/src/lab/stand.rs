@@ -53,7 +53,10 @@ impl Stand {
             }
             System::Listen => {
                 let postgres = lab.postgres().await?;
-                (None, Target::Listen(postgres.url().to_owned()), Server::Postgres(postgres))
+                let config = postgres.url().parse::<tokio_postgres::Config>();
+                let mut config = config.map_err(Error::of("read the connection string"))?;
+                config.application_name(postgres.application_name());
+                (None, Target::Listen(Arc::new(config)), Server::Postgres(postgres))
             }
             System::Redis => {
                 let redis = redis::start(settings.clients).await?;

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use walcast::postgres::Session;
 
 use super::steady::Steady;
@@ -53,7 +54,9 @@ async fn gap(stand: &Stand, session: Session, name: &str, rows: i64) -> Result<R
     let crowd = stand.crowd(clock, 1, |_| TOPIC.to_owned());
     stand.waiting(&crowd).await?;
     let table = format!("public.loadtest_{name}");
-    let huge = tokio::spawn(async move {
+    // Ends with us, whatever comes between.
+    let mut huge = JoinSet::new();
+    huge.spawn(async move {
         tokio::time::sleep(CALM).await;
         let sql = format!("insert into {table} select i, i % 1000 from generate_series(1, $1::int8) i");
         let done = session.execute(&sql, &[&rows]).await;
@@ -72,7 +75,10 @@ async fn gap(stand: &Stand, session: Session, name: &str, rows: i64) -> Result<R
         }
         // Until the transaction is through, and the stream has been close behind for a while.
         let close = crowd.delivered() + u64::from(PER_SECOND / 10) >= u64::from(seq);
-        calm = match (huge.is_finished() && close, calm) {
+        if let Some(done) = huge.try_join_next() {
+            done.map_err(Error::of("the huge transaction"))?.map_err(Error::sql("the huge transaction"))?;
+        }
+        calm = match (huge.is_empty() && close, calm) {
             (true, None) => Some(Instant::now()),
             (true, since) => since,
             (false, _) => None,
@@ -81,7 +87,9 @@ async fn gap(stand: &Stand, session: Session, name: &str, rows: i64) -> Result<R
             break;
         }
     }
-    huge.await.map_err(Error::of("the huge transaction"))?.map_err(Error::sql("the huge transaction"))?;
+    if !huge.is_empty() {
+        return Err(Error::failed(format!("the huge transaction has not ended after {LONGEST:?}")));
+    }
     crowd.until_delivered(u64::from(seq), PATIENCE).await;
     let received = crowd.finish().await;
     let longest = received.inboxes.iter().filter_map(|inbox| longest_gap(&inbox.receipts)).max();

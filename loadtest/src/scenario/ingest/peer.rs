@@ -10,7 +10,7 @@ use walcast::postgres::Session;
 
 use super::{Log, PATIENCE, drop_slot, walsender};
 use crate::Error;
-use crate::lab::{Postgres, installed, postgres, usage};
+use crate::lab::{Postgres, installed, usage};
 use crate::report::figure;
 use crate::report::{Run, Scenario, System};
 use crate::scenario::Draft;
@@ -51,7 +51,7 @@ async fn read(
 ) -> Result<Run, Error> {
     let mut draft = Draft::new(Scenario::Ingest, System::Recvlogical, None, 1);
     let mut command = tokio::process::Command::new(program);
-    connection(&mut command, postgres.url())?;
+    connection(&mut command, postgres.url(), &postgres.application_name())?;
     command.args(["--slot", slot, "--start", "--no-loop", "--file", "/dev/null"]);
     command.args(["--option", "proto_version=1", "--option", "messages=true"]);
     command.args(["--option", &format!("publication_names={}", postgres.name())]);
@@ -97,7 +97,7 @@ async fn read(
 }
 
 /// Where to connect, as arguments; the password, which arguments would show to everybody, apart.
-fn connection(command: &mut tokio::process::Command, url: &str) -> Result<(), Error> {
+fn connection(command: &mut tokio::process::Command, url: &str, application_name: &str) -> Result<(), Error> {
     let config: tokio_postgres::Config = url.parse().map_err(Error::of("read the connection string"))?;
     let host = match config.get_hosts().first() {
         Some(Host::Tcp(name)) => name.clone(),
@@ -114,6 +114,6 @@ fn connection(command: &mut tokio::process::Command, url: &str) -> Result<(), Er
         command.env("PGPASSWORD", String::from_utf8_lossy(password).as_ref());
     }
     // So that its session is known as ours, should it be left.
-    command.env("PGAPPNAME", postgres::APPLICATION_NAME);
+    command.env("PGAPPNAME", application_name);
     Ok(())
 }
