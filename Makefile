@@ -9,7 +9,7 @@ demo: setup ; cargo run --release --locked -p walcast -- demo $(ARGS)
 test: newer check ; cargo test --workspace --locked
 soak: newer ; WALCAST_SOAK=1 cargo test --workspace --locked
 bench: ; @scripts/setup --bench && cargo build --release --locked -p walcast -p walcast-loadtest && \
-	target/release/walcast-loadtest bench --json target/bench.json --html target/bench.html $(ARGS) && \
+	env -u WALCAST_DATABASE_URL target/release/walcast-loadtest bench --json target/bench.json --html target/bench.html $(ARGS) && \
 	cargo bench --locked -p walcast --bench instructions
 micro: setup ; cargo bench --locked -p walcast --bench hub --bench pgoutput --bench router
 check: setup ; scripts/check

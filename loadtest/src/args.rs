@@ -21,7 +21,8 @@ use crate::scenario::Plan;
   walcast-loadtest wake --clients 100,10000 --peer listen
   walcast-loadtest idle fanout --transport ws --json figures.json --html figures.html
   walcast-loadtest storm --database-url postgres://me@db.example/postgres
-  walcast-loadtest bench                                   # the set of `make bench`, about 8 minutes
+  walcast-loadtest bench                                   # the set of `make bench`, 7 to 8 minutes
+  walcast-loadtest bench growth --html figures.html        # and how waiting grows to 15,000 clients
   walcast-loadtest report --add a.json,b.json --html figures.html
 
 All load goes to this machine, except to the database that you name: there it makes a database of its own, a
@@ -31,16 +32,19 @@ Exit codes: 0 all held, 1 events were lost, repeated or out of order (with --che
 64 wrong arguments, 69 something needed is not there."
 )]
 pub struct Args {
-    /// Scenarios, `bench` for the set of `make bench`, `list`, or `report` to play nothing and show what `--add` names
+    /// Scenarios, `bench` for the set of `make bench`, `growth` for more and more clients, `list`, or `report` to
+    /// play nothing and show what `--add` names
     #[arg(required = true, value_name = "SCENARIO")]
     pub scenarios: Vec<String>,
-    /// Numbers of clients (writers, for `commit`), each a run of its own
+    /// Numbers of clients, each a run of its own: of writers for `commit`, of stalled readers for `slow`; of no
+    /// meaning for `ingest` and `stall`
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub clients: Vec<u64>,
-    /// How walcast's clients wait
+    /// How walcast's clients wait; of no meaning for `commit` and `ingest`
     #[arg(long, value_name = "T,…", value_delimiter = ',')]
     pub transport: Vec<TransportArg>,
-    /// What to play beside walcast; without it all that are installed
+    /// What to play beside walcast; without it all that are installed. `commit` knows `listen` alone, `ingest` has a
+    /// peer of its own, `slow`, `stall` and `churn` have none
     #[arg(long, value_name = "P,…", value_delimiter = ',')]
     pub peer: Vec<PeerArg>,
     /// How long a measurement lasts, where its length is free
@@ -52,7 +56,7 @@ pub struct Args {
     /// As short as it can be; the figures mean little
     #[arg(long)]
     pub quick: bool,
-    /// Fail where a figure is missed, too
+    /// Fail where a figure is missed, too, unless it was only hoped for
     #[arg(long)]
     pub check: bool,
     /// Write the report as JSON
@@ -67,7 +71,8 @@ pub struct Args {
     /// Show the runs of these JSON reports too
     #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
     pub add: Vec<PathBuf>,
-    /// A Postgres to use instead of a throwaway one; the role needs CREATEDB and REPLICATION
+    /// A Postgres to use instead of a throwaway one; the role needs CREATEDB and REPLICATION. LISTEN clients speak no
+    /// TLS: where the server wants it, leave them out by `--peer`
     #[arg(long, value_name = "URL", env = "WALCAST_DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// The broker's program; without it `walcast` beside this one
@@ -130,7 +135,7 @@ impl Args {
     /// What is to be run.
     ///
     /// # Errors
-    /// There is no such scenario.
+    /// There is no such scenario, or nothing to play and nothing to show.
     pub fn options(&self) -> Result<Options, Error> {
         let mut jobs = Vec::new();
         for name in &self.scenarios {
@@ -141,16 +146,26 @@ impl Args {
                 jobs.extend(Job::bench());
                 continue;
             }
+            if name == "growth" {
+                jobs.extend(Job::growth());
+                continue;
+            }
             let scenario = Scenario::ALL.into_iter().find(|scenario| scenario.name() == name);
             let scenario = scenario.ok_or_else(|| {
                 let all: Vec<&str> = Scenario::ALL.iter().map(|scenario| scenario.name()).collect();
                 Error::usage(format!(
-                    "no scenario `{name}`; there are: {}, bench, list and report",
+                    "no scenario `{name}`; there are: {}, bench, growth, list and report",
                     all.join(", ")
                 ))
             })?;
             jobs.push(Job::usual(scenario));
         }
+        if jobs.is_empty() && self.add.is_empty() {
+            return Err(Error::usage(
+                "`report` shows what `--add` names: give it JSON reports of earlier runs",
+            ));
+        }
+        let notes = self.ignored(&jobs);
         for Job { plan, .. } in &mut jobs {
             self.change(plan);
         }
@@ -159,7 +174,26 @@ impl Args {
             broker: self.broker.clone(),
             fsync: true,
         };
-        Ok(Options { jobs, rounds: self.rounds, peers_asked: !self.peer.is_empty(), lab })
+        Ok(Options { jobs, rounds: self.rounds, peers_asked: !self.peer.is_empty(), notes, lab })
+    }
+
+    /// What was asked for that some of the jobs have no use for.
+    fn ignored(&self, jobs: &[Job]) -> Vec<String> {
+        use Scenario::{Churn, Commit, Ingest, Slow, Stall};
+        let options: [(&str, bool, &[Scenario]); 3] = [
+            ("--clients", !self.clients.is_empty(), &[Ingest, Stall]),
+            ("--transport", !self.transport.is_empty(), &[Commit, Ingest]),
+            ("--peer", !self.peer.is_empty(), &[Ingest, Slow, Stall, Churn]),
+        ];
+        let mut notes = Vec::new();
+        for (option, given, useless) in options {
+            for scenario in
+                useless.iter().filter(|scenario| given && jobs.iter().any(|job| job.scenario == **scenario))
+            {
+                notes.push(format!("{scenario}: {option} has no meaning here"));
+            }
+        }
+        notes
     }
 
     fn change(&self, plan: &mut Plan) {
@@ -196,6 +230,28 @@ mod tests {
             assert!(plan.quick && plan.peers.is_empty());
         }
         assert!(options.peers_asked);
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_told() {
+        let told = |line| options(line).unwrap().notes.join("; ");
+        assert_eq!(told("wake --clients 7 --peer none"), "");
+        assert_eq!(told("slow wake --peer listen"), "slow: --peer has no meaning here");
+        assert_eq!(told("ingest --clients 7 --transport ws").matches("ingest:").count(), 2);
+    }
+
+    #[test]
+    fn a_report_of_nothing_is_refused() {
+        let error = options("report").unwrap_err();
+        assert!(error.exit_code() == 64 && error.message.contains("--add"), "{error}");
+        assert!(options("report --add a.json").unwrap().jobs.is_empty());
+    }
+
+    #[test]
+    fn sets_are_sets_of_jobs() {
+        let jobs = options("bench growth").unwrap().jobs;
+        assert!(Scenario::ALL.iter().all(|scenario| jobs.iter().any(|job| job.scenario == *scenario)));
+        assert!(jobs.iter().any(|job| job.plan.clients.contains(&15_000)));
     }
 
     #[test]

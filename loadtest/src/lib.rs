@@ -16,6 +16,7 @@ pub mod client;
 pub mod error;
 pub mod lab;
 pub mod latency;
+pub mod outputs;
 pub mod publish;
 pub mod report;
 pub mod run;

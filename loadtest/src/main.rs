@@ -1,7 +1,6 @@
 //! `walcast-loadtest`: arguments, one call, the report, an exit code.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::task::Poll;
 
@@ -9,9 +8,10 @@ use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use walcast_loadtest::Error;
 use walcast_loadtest::args::Args;
+use walcast_loadtest::outputs::Outputs;
 use walcast_loadtest::report::summary::summarise;
-use walcast_loadtest::report::targets::{Verdict, judge};
-use walcast_loadtest::report::{Report, Scenario, System, html, markdown, table};
+use walcast_loadtest::report::targets::{Outcome, judge};
+use walcast_loadtest::report::{Report, Scenario, System, table};
 use walcast_loadtest::run::{self, Options};
 
 fn main() -> ExitCode {
@@ -39,24 +39,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs, and writes what was found; whether all held.
+/// Runs, and writes what was found; whether all held. What is read and written is opened first: nobody plays for
+/// minutes to hear that there was no such directory.
 fn load(args: &Args, options: &Options) -> Result<bool, Error> {
+    let mut earlier = Vec::new();
+    for path in &args.add {
+        let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
+        let read = read.and_then(|text| Report::from_json(&text).map_err(|error| error.to_string()));
+        earlier
+            .push(read.map_err(|error| Error::usage(format!("no report in {}: {error}", path.display())))?);
+    }
+    let outputs = Outputs::open(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Error::of("cannot start"))?;
     let (mut report, played) = match options.jobs.is_empty() {
         true => (Report::default(), Ok(())),
         false => runtime.block_on(run::run(options, interrupted())),
     };
-    for path in args.add.iter().rev() {
-        let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
-        let earlier = read.and_then(|text| Report::from_json(&text).map_err(|error| error.to_string()));
-        report
-            .add(earlier.map_err(|error| Error::usage(format!("no report in {}: {error}", path.display())))?);
+    for report_of_before in earlier.into_iter().rev() {
+        report.add(report_of_before);
     }
     let mut out = std::io::stdout();
     if !report.runs.is_empty() {
         let _ = write!(out, "{}", table::render(&report));
-        write_files(args, &report)?;
+        outputs.write(&report)?;
     }
     played?;
     let mut held = true;
@@ -65,32 +71,8 @@ fn load(args: &Args, options: &Options) -> Result<bool, Error> {
         held &= run.system != System::Walcast;
         complain(&run.complaint());
     }
-    let outcomes = judge(&summarise(&report.runs));
-    let missed = outcomes.iter().any(|outcome| matches!(outcome.verdict, Verdict::Missed(_)));
+    let missed = judge(&summarise(&report.runs)).iter().any(Outcome::fails);
     Ok(held && !(args.check && missed))
-}
-
-fn write_files(args: &Args, report: &Report) -> Result<(), Error> {
-    let write = |path: &Path, text: String| {
-        std::fs::write(path, text).map_err(Error::of(&format!("cannot write {}", path.display())))
-    };
-    if let Some(path) = &args.json {
-        write(path, report.to_json() + "\n")?;
-    }
-    if let Some(path) = &args.html {
-        write(path, html::render(report))?;
-    }
-    if let Some(path) = &args.markdown {
-        let name = path.file_stem().unwrap_or_default();
-        let text = markdown::render(report, &name.to_string_lossy());
-        let dir = path.with_file_name(name);
-        std::fs::create_dir_all(&dir).map_err(Error::of(&format!("cannot make {}", dir.display())))?;
-        for (name, plot) in text.plots {
-            write(&dir.join(name), plot)?;
-        }
-        write(path, text.text)?;
-    }
-    Ok(())
 }
 
 /// By whoever sits there, or by whatever ends services and sessions.

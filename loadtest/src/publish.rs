@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,6 +15,9 @@ use walcast::postgres::Session;
 
 use crate::Error;
 use crate::latency::Sent;
+
+/// How long a server may take to accept what is published.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where numbered messages go.
 #[derive(Clone, Copy, Debug)]
@@ -112,8 +115,12 @@ impl Publisher {
     /// is for the caller to note.
     ///
     /// # Errors
-    /// The server refused, or went away.
+    /// The server refused, went away, or took too long.
     pub async fn one(&mut self, topic: &str, seq: u32) -> Result<(), Error> {
+        in_time(self.send(topic, seq)).await
+    }
+
+    async fn send(&mut self, topic: &str, seq: u32) -> Result<(), Error> {
         match self {
             Self::Sql(sql) => sql.one(topic, seq).await,
             Self::Redis(raw) => {
@@ -132,8 +139,17 @@ impl Publisher {
     /// that instant once the server has them all.
     ///
     /// # Errors
-    /// The server refused, or went away.
+    /// The server refused, went away, or took too long.
     pub async fn burst(
+        &mut self,
+        topics: Topics<'_>,
+        seqs: Range<u32>,
+        sent: &Sent,
+    ) -> Result<Instant, Error> {
+        in_time(self.send_all(topics, seqs, sent)).await
+    }
+
+    async fn send_all(
         &mut self,
         topics: Topics<'_>,
         seqs: Range<u32>,
@@ -156,6 +172,11 @@ impl Publisher {
         raw.ask(bytes.as_bytes(), seqs.len(), answers).await?;
         Ok(asked)
     }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = || Error::failed(format!("publish: the server has not accepted it after {PATIENCE:?}"));
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// A command, from the server's address, the topic and the payload.

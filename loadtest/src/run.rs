@@ -42,7 +42,19 @@ impl Job {
         Self { scenario, plan }
     }
 
-    /// The set of `make bench`: about 8 minutes.
+    /// How waiting grows with the number of clients, walcast alone: about 3 minutes.
+    #[must_use]
+    pub fn growth() -> Vec<Self> {
+        let job = |scenario, transport| {
+            let mut job = Self::usual(scenario);
+            (job.plan.clients, job.plan.seconds) = (vec![100, 1_000, 5_000, 15_000], 4);
+            (job.plan.transports, job.plan.peers) = (vec![transport], Vec::new());
+            job
+        };
+        vec![job(Scenario::Idle, Transport::Poll), job(Scenario::Wake, Transport::Ws)]
+    }
+
+    /// The set of `make bench`: 7 to 8 minutes.
     #[must_use]
     pub fn bench() -> Vec<Self> {
         let job = |scenario, seconds, transports: &[Transport]| {
@@ -64,6 +76,9 @@ impl Job {
             job(Scenario::Churn, 4, ws),
         ];
         for job in &mut jobs {
+            if job.scenario == Scenario::Wake {
+                job.plan.clients = vec![100, 1_000, 10_000];
+            }
             if !matches!(job.scenario, Scenario::Wake | Scenario::Commit) {
                 // A few hundred sessions at most: it is shown where it can be compared.
                 job.plan.peers.retain(|peer| *peer != System::Listen);
@@ -82,6 +97,8 @@ pub struct Options {
     pub rounds: u32,
     /// A peer that is not installed is an error, not a note.
     pub peers_asked: bool,
+    /// What a reader must know of how this was asked for.
+    pub notes: Vec<String>,
     /// Where.
     pub lab: lab::Options,
 }
@@ -107,6 +124,7 @@ pub async fn run(options: &Options, stop: impl Future<Output = ()>) -> (Report, 
              with that; removes them at the end"
         );
     }
+    options.notes.iter().for_each(|note| lab.note(note.as_str()));
     let played = tokio::select! {
         played = play(options, &mut lab, &mut report) => played,
         () = stop => Err(Error::failed("interrupted; what was measured until then is in the report")),

@@ -17,8 +17,6 @@ use super::{Dialect, Ear, Fault, Manner, Target};
 
 /// Bytes read at a time, by all clients of a thread into one buffer.
 const READ_BYTES: usize = 64 << 10;
-/// No message that we measure is larger.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Clients from one source address; the kernel has about 28,000 ports for each.
 const PER_SOURCE: usize = 20_000;
 /// Room for what a stalled reader's system takes on its own.
@@ -117,9 +115,6 @@ async fn hear(
                 if is_ready && !*ready {
                     *ready = true;
                     shared.became_ready();
-                }
-                if carry.len() > MESSAGE_BYTES_MAX {
-                    return Progress::Ready(Err(Fault::new("a message is larger than 16 MiB")));
                 }
                 done?;
                 if !reply.is_empty() {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use memchr::{memchr, memmem};
 
+use super::dialect::keep;
 use super::http::{self, Body};
 use super::{Ear, Fault};
 use crate::verify::Finds;
@@ -17,7 +18,17 @@ pub struct Sse {
     state: State,
     /// The beginning of a line.
     line: Vec<u8>,
+    block: Block,
     finds: Finds,
+}
+
+/// What came of a block of lines. It counts at the empty line behind it: who is cut off before gets it again.
+#[derive(Clone, Debug, Default)]
+struct Block {
+    /// Empty: none came.
+    id: Vec<u8>,
+    messages: Vec<u32>,
+    reset: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +48,14 @@ impl Sse {
     /// Asks for `path`, from now on or after an id.
     #[must_use]
     pub fn new(path: String, last_event_id: Option<String>) -> Self {
-        Self { path, last_event_id, state: State::Head, line: Vec::new(), finds: Finds::default() }
+        Self {
+            path,
+            last_event_id,
+            state: State::Head,
+            line: Vec::new(),
+            block: Block::default(),
+            finds: Finds::default(),
+        }
     }
 
     pub(super) fn hello(&self, host: SocketAddr, out: &mut Vec<u8>) {
@@ -77,7 +95,7 @@ impl Sse {
                 }
                 State::Chunk(left) => {
                     let here = left.min(rest.len());
-                    self.text(&rest[..here], ear);
+                    self.text(&rest[..here], ear)?;
                     at += here;
                     if here < left {
                         self.state = State::Chunk(left - here);
@@ -93,7 +111,7 @@ impl Sse {
                     at += 2;
                 }
                 State::Plain => {
-                    self.text(rest, ear);
+                    self.text(rest, ear)?;
                     return Ok(bytes.len());
                 }
             }
@@ -101,27 +119,39 @@ impl Sse {
     }
 
     /// Takes whole lines and keeps the rest.
-    fn text(&mut self, mut text: &[u8], ear: &mut Ear<'_>) {
+    fn text(&mut self, mut text: &[u8], ear: &mut Ear<'_>) -> Result<(), Fault> {
         while let Some(end) = memchr(b'\n', text) {
             if self.line.is_empty() {
-                Self::line(&self.finds, &text[..end], ear);
+                self.block.line(&self.finds, &text[..end], ear);
             } else {
                 self.line.extend_from_slice(&text[..end]);
-                Self::line(&self.finds, &self.line, ear);
+                self.block.line(&self.finds, &self.line, ear);
                 self.line = Vec::new();
             }
             text = &text[end + 1..];
         }
-        self.line.extend_from_slice(text);
+        keep(&mut self.line, text)
     }
+}
 
-    fn line(finds: &Finds, line: &[u8], ear: &mut Ear<'_>) {
-        if line.starts_with(b"data:") {
-            ear.messages(finds, line);
+impl Block {
+    fn line(&mut self, finds: &Finds, line: &[u8], ear: &mut Ear<'_>) {
+        if let Some(data) = line.strip_prefix(b"data:") {
+            finds.all(data, |seq| self.messages.push(seq));
         } else if let Some(id) = line.strip_prefix(b"id:") {
-            ear.cursor(id.trim_ascii());
+            self.id.clear();
+            self.id.extend_from_slice(id.trim_ascii());
         } else if line.starts_with(b"event: reset") {
-            ear.reset();
+            self.reset = true;
+        } else if matches!(line, b"" | b"\r") {
+            self.messages.drain(..).for_each(|seq| ear.message(seq));
+            if std::mem::take(&mut self.reset) {
+                ear.reset();
+            }
+            if !self.id.is_empty() {
+                ear.cursor(&self.id);
+                self.id.clear();
+            }
         }
     }
 }

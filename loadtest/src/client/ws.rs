@@ -3,6 +3,10 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
+use memchr::memmem;
+use walcast_wire::Cursor;
+
+use super::dialect::keep;
 use super::http;
 use super::{Ear, Fault};
 use crate::verify::Finds;
@@ -57,7 +61,7 @@ impl Ws {
             at += frame.whole;
             match frame.opcode {
                 TEXT | CONTINUATION if !frame.last || !self.parts.is_empty() => {
-                    self.parts.extend_from_slice(frame.payload);
+                    keep(&mut self.parts, frame.payload)?;
                     if frame.last {
                         let whole = std::mem::take(&mut self.parts);
                         self.text(&whole, ear)?;
@@ -77,20 +81,38 @@ impl Ws {
 
     fn text(&self, text: &[u8], ear: &mut Ear<'_>) -> Result<(), Fault> {
         const EVENT: &[u8] = br#"{"event":{"cursor":""#;
+        let starts = |key: &[u8]| text.starts_with(key);
         if let Some(rest) = text.strip_prefix(EVENT) {
             ear.messages(&self.finds, rest);
-            if let Some(cursor) = rest.get(..33) {
-                ear.cursor(cursor);
-            }
-        } else if text.starts_with(br#"{"reset":"#) {
+            cursor(Some(rest), ear);
+        } else if starts(br#"{"events":"#) {
+            ear.messages(&self.finds, text);
+            // One for all of them.
+            cursor(behind(text, br#""cursor":""#), ear);
+        } else if starts(br#"{"subscribed":"#) || starts(br#"{"bookmark":"#) {
+            cursor(behind(text, br#""cursor":""#), ear);
+        } else if starts(br#"{"reset":"#) {
             ear.reset();
+            cursor(behind(text, br#""resume":""#), ear);
         } else if text.starts_with(br#"{"error":"#) {
             return Err(Fault::unexpected("WebSocket", text));
         } else {
-            // Units of several events, other servers' messages, and frames without any.
+            // Other servers' messages.
             ear.messages(&self.finds, text);
         }
         Ok(())
+    }
+}
+
+/// What follows the first `key`.
+fn behind<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    memmem::find(text, key).and_then(|at| text.get(at + key.len()..))
+}
+
+/// Takes the cursor with which `text` begins.
+fn cursor(text: Option<&[u8]>, ear: &mut Ear<'_>) {
+    if let Some(cursor) = text.and_then(|text| text.get(..Cursor::WIDTH)) {
+        ear.cursor(cursor);
     }
 }
 

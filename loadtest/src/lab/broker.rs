@@ -288,7 +288,9 @@ fn command(binary: &Path, url: &str, file: &Path, verb: &str) -> Command {
 
 async fn run(command: &mut Command) -> Result<(), Error> {
     let mut command = tokio::process::Command::from(std::mem::replace(command, Command::new("true")));
-    let ran = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let late = || Error::failed(format!("walcast has not done what it was started for after {PATIENCE:?}"));
+    let ran = tokio::time::timeout(PATIENCE, running).await.map_err(|_| late())?;
     let output = ran.map_err(Error::of("cannot run walcast"))?;
     if output.status.success() {
         return Ok(());

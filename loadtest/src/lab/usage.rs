@@ -41,18 +41,6 @@ pub fn cpu(root: u32) -> Duration {
     tree(root).into_iter().map(|pid| alive(pid) + ended(pid)).sum()
 }
 
-/// CPU of the processes among `root` and its children whose command line says all of `words`, for example
-/// one kind of backend.
-#[must_use]
-pub fn cpu_of(root: u32, words: &[&str]) -> Duration {
-    let named = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        words.iter().all(|word| line.contains(word))
-    };
-    tree(root).into_iter().filter(named).map(alive).sum()
-}
-
 fn pss(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
@@ -107,7 +95,6 @@ mod tests {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(cpu(own) > before);
-        assert_eq!(cpu_of(own, &["sleep", "61"]), Duration::ZERO);
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -94,7 +94,8 @@ pub fn targets(summaries: &[Summary]) -> Grid {
         above = outcome.what;
         let tone = match outcome.verdict {
             Verdict::Held => Tone::Good,
-            Verdict::Missed(_) => Tone::Bad,
+            Verdict::Missed(_) if outcome.fails() => Tone::Bad,
+            Verdict::Missed(_) => Tone::Plain,
             Verdict::Unmeasured => Tone::Faint,
         };
         vec![

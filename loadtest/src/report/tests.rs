@@ -278,6 +278,11 @@ fn targets_are_computed_from_the_runs() {
         outcomes(&report, what).iter().all(|(.., verdict)| matches!(verdict, Verdict::Missed(_)))
     };
     assert!(missed("`fanout` CPU of") && missed("events lost") && missed("`arrive`"));
+    let hoped =
+        judge(&summarise(&report.runs)).into_iter().filter(|outcome| outcome.what.ends_with("hoped for"));
+    for outcome in hoped {
+        assert!(matches!(outcome.verdict, Verdict::Missed(_)) && !outcome.fails(), "{outcome:?}");
+    }
     let fanout = &outcomes(&report, "`fanout` CPU of")[0];
     assert_eq!((fanout.1.as_str(), fanout.2.text().as_str()), ("2.30 µs", "missed by 53 %"));
 }

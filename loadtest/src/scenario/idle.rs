@@ -18,15 +18,15 @@ use crate::report::figure::{self, label};
 use crate::report::{Run, Scenario, System, Transport};
 
 /// What the broker keeps: long enough for a burst to reach everybody.
-const HISTORY: Duration = Duration::from_secs(5);
+const HISTORY: Duration = Duration::from_secs(3);
 /// Long enough for what a connect leaves behind to be freed.
 const SETTLE: Duration = Duration::from_secs(2);
 /// The shortest time over which CPU means something,
-const CPU_SECONDS_MIN: u64 = 10;
+const CPU_SECONDS_MIN: u64 = 6;
 /// and that in which every stream that beats does so, or nearly.
 const BEAT_SECONDS_MIN: u64 = 20;
 /// How long a long-poll is held where asking again is what counts: each asks more than once in the time above.
-const HELD: Duration = Duration::from_secs(3);
+const HELD: Duration = Duration::from_secs(2);
 /// The same where it must be quick.
 const QUICK: Duration = Duration::from_millis(200);
 /// And for asking again, which knows only whole seconds.
@@ -39,7 +39,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// # Errors
 /// A server does not start, or clients fail.
 pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
-    lab.note("idle: the broker keeps 5 s of history, so that waiters are measured and not history");
+    lab.note("idle: the broker keeps 3 s of history, so that waiters are measured and not history");
     each(lab, plan, Scenario::Idle, async |lab, system, transport, clients| {
         let mut runs = vec![one(lab, plan, system, transport, clients).await?];
         match (system, transport) {

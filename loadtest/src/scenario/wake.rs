@@ -67,7 +67,7 @@ async fn one(
     }
     crowd.until_delivered(u64::from(warm), QUIET).await;
     // What servers do anyway, heartbeats among it, is not the events' cost.
-    let window = plan.amount(Duration::from_millis(200), Duration::from_secs(seconds.min(5).into()));
+    let window = plan.amount(Duration::from_millis(200), Duration::from_secs(2));
     let (idle, idle_all) = tokio::join!(stand.load(window), stand.load_with_database(window));
 
     let (cpu, cpu_all, began) = (stand.cpu(), stand.cpu_with_database(), Instant::now());
