@@ -108,11 +108,6 @@ impl Latencies {
         }
     }
 
-    /// Adds another distribution.
-    pub fn merge(&mut self, other: &Self) {
-        self.0 += &other.0;
-    }
-
     /// As the report has it; `None` if nothing was added.
     #[must_use]
     pub fn summary(&self) -> Option<Latency> {

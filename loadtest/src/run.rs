@@ -197,3 +197,20 @@ fn progress(total: u64) -> ProgressBar {
     progress.enable_steady_tick(Duration::from_millis(100));
     progress
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_removed_is_told_beside_why_it_ended() {
+        let failed = |message: &str| Err(Error::failed(message));
+        let check = |played, ended, expected: Option<&str>| {
+            assert_eq!(both(played, ended).err().map(|error| error.message).as_deref(), expected);
+        };
+        check(Ok(()), Ok(()), None);
+        check(failed("a"), Ok(()), Some("a"));
+        check(Ok(()), failed("b"), Some("b"));
+        check(failed("a"), failed("b"), Some("a; and b"));
+    }
+}

@@ -7,7 +7,7 @@ use tokio::time::{interval, timeout};
 use tokio_postgres::{Client, NoTls};
 use walcast::cli::local;
 use walcast::throwaway::{self, Throwaway};
-use walcast_loadtest::lab::{self, Lab};
+use walcast_loadtest::lab::{self, Lab, Settings};
 use walcast_loadtest::report::{Scenario, System, Transport};
 use walcast_loadtest::scenario::{self, Plan};
 
@@ -117,4 +117,23 @@ async fn an_interrupted_run_leaves_nothing() {
         assert!(said.contains(&named), "names the server {named}: {said}");
         given.is_clean().await;
     }
+}
+
+/// Somebody else's session is not ended, and the rest is removed all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_removed_is_named() {
+    let given = Given::start().await;
+    let options = lab::Options { database_url: Some(given.url()), ..lab::Options::default() };
+    let mut lab = Lab::new(options).expect("`cargo build -p walcast` first");
+    let stand = lab.stand(System::Walcast, Some(Transport::Sse), &Settings::clients(1)).await;
+    drop(stand.expect("it starts"));
+    let name = lab.name().to_owned();
+    let url = given.server.url(&name);
+    let (held, connection) = tokio_postgres::connect(&url, NoTls).await.expect("the database is there");
+    let driver = tokio::spawn(async move { drop(connection.await) });
+    let error = lab.end().await.expect_err("the database is in use");
+    assert!(error.message.contains(&format!("DROP DATABASE {name};")), "{error}");
+    assert_eq!(given.query(LEFT).await, [format!("database {name}")]);
+    drop(held);
+    driver.await.expect("it ends with its client");
 }

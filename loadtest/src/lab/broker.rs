@@ -91,8 +91,6 @@ pub struct Broker {
     process: Process,
     http: SocketAddr,
     admin: SocketAddr,
-    /// Where its configuration is.
-    file: PathBuf,
 }
 
 impl Broker {
@@ -151,18 +149,6 @@ impl Broker {
     #[must_use]
     pub fn http(&self) -> SocketAddr {
         self.http
-    }
-
-    /// Its listener for operators.
-    #[must_use]
-    pub fn admin(&self) -> SocketAddr {
-        self.admin
-    }
-
-    /// Its configuration file.
-    #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
     }
 
     /// Its process id.
@@ -243,7 +229,7 @@ impl Prepared {
     /// From here on the directory goes with the process.
     fn serve(self) -> Result<Broker, Error> {
         let process = Process::start("walcast serve", self.dir, &self.serve)?;
-        Ok(Broker { process, http: self.http, admin: self.admin, file: self.file })
+        Ok(Broker { process, http: self.http, admin: self.admin })
     }
 }
 

@@ -19,9 +19,11 @@ use crate::Error;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a session may take to end that was told to, in milliseconds.
 const SESSION_END_MS: i64 = 10_000;
-/// How often a database, or a slot, is tried to be dropped that somebody still holds, and the time between.
-const TRIES: u32 = 20;
+/// How often it is tried to drop a slot that somebody still holds, and the time between.
+const SLOT_TRIES: u32 = 20;
 const BETWEEN: Duration = Duration::from_millis(500);
+/// The same of a database, for which the server itself waits a few seconds.
+const DATABASE_TRIES: u32 = 2;
 
 /// Removes all that this run made on the server.
 ///
@@ -88,7 +90,7 @@ async fn drop_slots(postgres: &Postgres) -> Result<(), Error> {
     for slot in slots(&session, postgres.name()).await? {
         let sql = format!("select pg_drop_replication_slot('{slot}')");
         let failed = format!("cannot drop the slot {slot}");
-        tries(&session, &sql).await.map_err(Error::sql(&failed))?;
+        tries(&session, &sql, SLOT_TRIES).await.map_err(Error::sql(&failed))?;
     }
     session.close().await;
     Ok(())
@@ -98,14 +100,14 @@ async fn drop_database(postgres: &Postgres, given: &str) -> Result<(), Error> {
     let session = postgres.session_at(given).await?;
     let name = postgres.name();
     let failed = format!("cannot drop the database {name}");
-    let dropped = tries(&session, &format!("drop database if exists {name}")).await;
+    let dropped = tries(&session, &format!("drop database if exists {name}"), DATABASE_TRIES).await;
     session.close().await;
     dropped.map_err(Error::sql(&failed))
 }
 
 /// Whoever holds it is about to end: a server notices late that a client is gone.
-async fn tries(session: &Session, sql: &str) -> Result<(), tokio_postgres::Error> {
-    for _ in 1..TRIES {
+async fn tries(session: &Session, sql: &str, times: u32) -> Result<(), tokio_postgres::Error> {
+    for _ in 1..times {
         if session.batch_execute(sql).await.is_ok() {
             return Ok(());
         }

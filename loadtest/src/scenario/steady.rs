@@ -10,8 +10,8 @@ use crate::Error;
 use crate::latency::Sent;
 use crate::publish::Publisher;
 
-/// The runtime's timer knows whole milliseconds, and rounds up: this much before the moment it is left.
-const TIMER: Duration = Duration::from_millis(2);
+/// The runtime's timer knows whole milliseconds and rounds up, so it is left by a little more before the moment.
+const TIMER: Duration = Duration::from_micros(1_250);
 /// And this much before it others are no longer let in between.
 const ALONE: Duration = Duration::from_micros(50);
 
