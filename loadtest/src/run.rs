@@ -76,9 +76,6 @@ impl Job {
             job(Scenario::Churn, 4, ws),
         ];
         for job in &mut jobs {
-            if job.scenario == Scenario::Wake {
-                job.plan.clients = vec![100, 1_000, 10_000];
-            }
             if !matches!(job.scenario, Scenario::Wake | Scenario::Commit) {
                 // A few hundred sessions at most: it is shown where it can be compared.
                 job.plan.peers.retain(|peer| *peer != System::Listen);

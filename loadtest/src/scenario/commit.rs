@@ -97,7 +97,7 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
             runs.extend(round(&postgres, &writers, &methods, slice, None).await?);
         }
         // Their connections are needed again.
-        drop(writers);
+        writers.close().await;
         for method in IN_USE.filter(|method| notify || METHODS[*method].system != System::Listen) {
             let system = METHODS[method].system;
             let stand = lab.stand(system, Some(Transport::Ws), &Settings::clients(WAITING)).await?;
@@ -115,6 +115,7 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
                 last.checks = last.checks.and(writers.judge(&received));
                 last.fault = received.fault;
             }
+            writers.close().await;
         }
     }
     lab.stop_broker().await;

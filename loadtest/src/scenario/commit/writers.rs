@@ -50,6 +50,13 @@ impl Writers {
         Ok(Self(writers))
     }
 
+    /// Ends their sessions, and waits for it.
+    pub(super) async fn close(self) {
+        for writer in self.0.into_iter().filter_map(Arc::into_inner) {
+            writer.session.close().await;
+        }
+    }
+
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
