@@ -203,7 +203,7 @@ pub struct Seeded {
     pub topics: Vec<TopicPattern>,
 }
 
-/// A state table whose values are to be read, for its rule is new, another, or gone.
+/// A table of which what was told may not hold: its rule is new, another, or gone, or events were missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outdated {
     /// The table.
@@ -211,8 +211,10 @@ pub struct Outdated {
     /// Where its values are told, by the rule of before and by that of now.
     pub topics: Vec<TopicPattern>,
     /// What was told of them no longer holds, though no event says so: other rows are members, on other
-    /// topics, or with other columns.
+    /// topics, or with other columns; or events were missing.
     pub withdrawn: bool,
+    /// Its values are kept, and to be read, or to be forgotten.
+    pub state: bool,
 }
 
 /// What a source yields.

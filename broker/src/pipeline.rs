@@ -208,7 +208,8 @@ impl<B: Backbone> Publisher<B> {
         let new = Arc::clone(&self.rules.borrow_and_update());
         let old = std::mem::replace(&mut self.assembly.routing, Routing::new(Arc::clone(&new)));
         let outdated = new.outdated(old.router());
-        let changed = outdated.iter().map(|outdated| Arc::clone(&outdated.table)).collect();
+        let changed = outdated.iter().filter(|outdated| outdated.state);
+        let changed = changed.map(|outdated| Arc::clone(&outdated.table)).collect();
         source.keep_values_of(new.state_tables().collect(), changed);
         // Before the first stream nothing is known that could be outdated.
         if self.assembly.started && !outdated.is_empty() {

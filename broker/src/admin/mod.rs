@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
+use walcast_wire::{Problem, ProblemCode};
 
 pub use config::Config;
 
@@ -61,7 +62,20 @@ pub fn router(health: Arc<Health>, hub: Arc<Hub>, metrics: &'static PrometheusHa
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(render))
+        .fallback(not_found)
+        .method_not_allowed_fallback(async || problem(ProblemCode::MethodNotAllowed, "send GET".to_owned()))
         .with_state(App { health, hub, metrics })
+}
+
+async fn not_found(uri: Uri) -> Response {
+    let detail = format!("no such path: {}; this listener has /livez, /readyz and /metrics", uri.path());
+    problem(ProblemCode::NotFound, detail)
+}
+
+fn problem(code: ProblemCode, detail: String) -> Response {
+    let problem = Problem { title: code.title(), status: code.status(), code, detail, resume: None };
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
 }
 
 async fn ready(State(app): State<App>) -> Response {

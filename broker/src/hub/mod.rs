@@ -110,6 +110,11 @@ pub struct Window {
     pub quiet_from: Position,
     /// The LSN from which the log has to be read: the oldest event's commit, or the head without events.
     pub replay_from: u64,
+    /// Of what lies before this LSN some was withdrawn: a restart must not read it again, for it would know nothing
+    /// of that.
+    pub withdrawn: u64,
+    /// More is to be withdrawn as soon as the log goes on.
+    pub waits: bool,
 }
 
 /// The hub in figures.
@@ -265,7 +270,12 @@ impl Hub {
         // A restart knows nothing of other rules before: what they withdrew, it must not take up again.
         let withdrawn = line.withdrawn.newest();
         let replay_from = inner.history.oldest().unwrap_or(line.head).max(withdrawn).major + behind;
-        Some(Window { quiet_from: inner.history.floor().max(withdrawn), replay_from })
+        Some(Window {
+            quiet_from: inner.history.floor().max(withdrawn),
+            replay_from,
+            withdrawn: withdrawn.major,
+            waits: line.withdrawn.waits(),
+        })
     }
 
     /// The current value of a topic.

@@ -180,8 +180,9 @@ impl Retained {
 
     /// The rules of tables changed: they are to be read, by a seeding that has not begun yet.
     pub(super) fn outdate(&mut self, tables: &[Outdated]) {
-        self.unsettle(tables.iter().filter(|table| !table.withdrawn).map(|table| &table.table));
-        for Outdated { table, topics, withdrawn } in tables {
+        let tables = || tables.iter().filter(|table| table.state);
+        self.unsettle(tables().filter(|table| !table.withdrawn).map(|table| &table.table));
+        for Outdated { table, topics, withdrawn, .. } in tables() {
             if *withdrawn {
                 // Followers begin anew: what they were told is nothing.
                 self.told.insert(Arc::clone(table), HashSet::new());

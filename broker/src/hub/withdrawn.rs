@@ -61,6 +61,11 @@ impl Withdrawn {
         above.find(|(_, topics)| overlap(topics)).map_or(position, |(floor, _)| *floor)
     }
 
+    /// Something waits for the log to go on.
+    pub(super) fn waits(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// The newest floor.
     pub(super) fn newest(&self) -> Position {
         self.floors.last().map_or(Position::ZERO, |floor| floor.0)

@@ -1,5 +1,5 @@
 //! Looks again and again whether what the rules rely on is still there. A table that leaves the publication sends
-//! nothing any more, and nothing says so; once it is back, its current values are read anew.
+//! nothing any more, and nothing says so. Once it is back, whoever follows it is told `gap`, and current values are read anew.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::source::wal::catalog;
 /// Between two looks at the database.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// State tables that sent nothing for a while.
+/// Tables that sent nothing for a while.
 #[derive(Debug, Default)]
 struct Missed {
     tables: BTreeSet<Arc<str>>,
@@ -35,11 +35,11 @@ impl Missed {
             }
             _ => false,
         };
-        let tables = router.state_tables().map(|table| table.name);
+        let tables = router.tables().map(|table| table.name);
         self.tables.extend(tables.filter(|table| silent(table)));
     }
 
-    /// The tables to be read anew, once the stream has told everything from before they sent again. What it told last
+    /// The tables of which events are missing, once the stream has told everything from before they sent again. What it told last
     /// of before would count as newer than what is read.
     fn due(&mut self, head: Position) -> Option<BTreeSet<Arc<str>>> {
         self.back.take_if(|back| head >= *back)?;
@@ -88,12 +88,12 @@ async fn look(parts: &Parts, missed: &mut Missed) {
 fn read_anew(parts: &Parts, tables: &BTreeSet<Arc<str>>) {
     parts.rules.send_if_modified(|rules| {
         let still: Vec<_> =
-            rules.state_tables().map(|table| table.name).filter(|name| tables.contains(name)).collect();
+            rules.tables().map(|table| table.name).filter(|name| tables.contains(name)).collect();
         let Ok(anew) = rules.missing(&still) else { return false };
         if still.is_empty() {
             return false;
         }
-        tracing::warn!("{} is published again: current values are read anew", still.join(", "));
+        tracing::warn!("published as a whole again: {}; who follows it is told `gap`", still.join(", "));
         *rules = Arc::new(anew);
         true
     });
@@ -129,13 +129,13 @@ mod tests {
             let tables: Vec<_> = missed.tables.iter().map(|table| &**table).collect();
             assert_eq!(tables, expected, "{error}");
         };
-        check(NodeError::Publication("filtered".into()), &["public.a", "public.b"]);
+        check(NodeError::Publication("filtered".into()), &["public.a", "public.b", "public.plain"]);
         check(NodeError::Rules(vec![wrong("public.b", "name")]), &["public.b"]);
         check(
             NodeError::Rules(vec![wrong("public.b", "columns"), wrong("public.a", "topic")]),
             &["public.b"],
         );
-        check(NodeError::Rules(vec![wrong("public.plain", "name")]), &[]);
+        check(NodeError::Rules(vec![wrong("public.plain", "name")]), &["public.plain"]);
         let refused = crate::source::SourceError { message: "53300".into(), retry: Retry::Never };
         check(NodeError::Source(refused), &[]);
     }
@@ -151,7 +151,7 @@ mod tests {
         missed.note(&router(), &fault);
         assert_eq!(missed.due(Position::before(100)), None);
         missed.back = Some(Position::before(200));
-        assert_eq!(missed.due(Position::before(200)).map(|tables| tables.len()), Some(2));
+        assert_eq!(missed.due(Position::before(200)).map(|tables| tables.len()), Some(3));
         assert_eq!(missed.due(Position::before(300)), None, "once");
     }
 }

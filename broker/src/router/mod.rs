@@ -153,14 +153,14 @@ impl Router {
         tables.iter().map(seeded).collect()
     }
 
-    /// State tables whose values an older router's no longer are: their rule is new, gone, or another, or events of
-    /// theirs were missing.
+    /// State tables whose values an older router's no longer are, since their rule is new, gone, or another; and all
+    /// tables of which events were missing.
     #[must_use]
     pub fn outdated(&self, old: &Self) -> Vec<Outdated> {
         let missed = |table: &str| self.missed.get(table) > old.missed.get(table);
         let differs = |rule: &&Rule, other: &Self| {
             let other = other.rule(&rule.table);
-            rule.state && (missed(&rule.table) || other.is_none_or(|(_, other)| other.config != rule.config))
+            missed(&rule.table) || rule.state && other.is_none_or(|(_, other)| other.config != rule.config)
         };
         let new = self.rules.iter().filter(|rule| differs(rule, old));
         let gone = old.rules.iter().filter(|rule| differs(rule, self));
@@ -169,12 +169,13 @@ impl Router {
         tables.dedup();
         let outdated = |table: Arc<str>| {
             let rules = [old, self].map(|router| router.rule(&table).map(|(_, rule)| rule));
-            let keeps = |old| rules[1].is_some_and(|new: &Rule| new.keeps(old)) && !missed(&table);
-            let withdrawn = rules[0].is_some_and(|old| old.state && !keeps(old));
+            let keeps = |old| rules[1].is_some_and(|new: &Rule| new.keeps(old));
+            let withdrawn = missed(&table) || rules[0].is_some_and(|old| old.state && !keeps(old));
+            let state = rules.into_iter().flatten().any(|rule| rule.state);
             let mut topics: Vec<_> =
                 rules.into_iter().flatten().filter_map(|rule| rule.template.pattern()).collect();
             topics.dedup();
-            Outdated { table, topics, withdrawn }
+            Outdated { table, topics, withdrawn, state }
         };
         tables.into_iter().map(outdated).collect()
     }

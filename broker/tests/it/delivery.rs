@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use walcast_client::{After, Transport};
 
-use crate::broker::{Broker, MARK, connect, line, run, until, value_of};
+use crate::broker::{Broker, MARK, connect, line, run, value_of};
 use crate::server::Server;
 
 const VMS: &str =

@@ -23,6 +23,8 @@ async fn a_broker_without_a_server_is_live_but_not_ready() {
     })
     .await;
     assert_eq!(get(&admin, "/livez").await.0, 200);
+    let (status, body) = get(&admin, "/health").await;
+    assert!(status == 404 && body.contains("no such path: /health; this listener has /livez"), "{body}");
     assert_eq!(get(&node.http.to_string(), "/v1/events?topic=t").await.0, 503);
     node.join(std::future::ready(())).await.unwrap();
 }

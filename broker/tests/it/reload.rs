@@ -8,7 +8,7 @@ use walcast_client::{After, EventsRequest, Message, Transport};
 
 use crate::broker::{Broker, Follower, connect, patterns, prepare, run, until, value_of, within};
 use crate::plain::get;
-use crate::server;
+use crate::server::{self, Server};
 use crate::serving::{self, Process};
 
 const TABLES: &str =
@@ -121,15 +121,18 @@ async fn rules_are_read_again() {
 async fn a_table_that_was_not_published_for_a_while_is_read_again() {
     let name = "reload_unpublished";
     let a_state = format!("{A}state = true\n");
-    let broker = Broker::start(name, TABLES, &format!("{a_state}{B_STATE}")).await;
+    let c = "[[table]]\nname = 'public.c'\ntopic = 'c'\n";
+    let broker = Broker::start(name, TABLES, &format!("{a_state}{B_STATE}{c}")).await;
+    let mut plain = broker.follow(Transport::Sse, &["c"]).await;
     let mut follower = broker.follow(Transport::WebSocket, &["b/*"]).await;
     let mut other = broker.follow(Transport::WebSocket, &["a/*"]).await;
     broker.run("INSERT INTO b VALUES (1, 'x'), (2, 'x')").await;
     assert_eq!((follower.next().await.topic.as_str(), follower.next().await.topic.as_str()), ("b/1", "b/2"));
-    broker.run(&format!("ALTER PUBLICATION {name} DROP TABLE b")).await;
+    broker.run(&format!("ALTER PUBLICATION {name} DROP TABLE b, c")).await;
     until("it is missed", async || broker.readiness().await.0 == 503).await;
     broker.run("UPDATE b SET data = 'y' WHERE id = 1; DELETE FROM b WHERE id = 2").await;
-    broker.run(&format!("ALTER PUBLICATION {name} ADD TABLE b")).await;
+    broker.run("INSERT INTO c VALUES (1, 'missed')").await;
+    broker.run(&format!("ALTER PUBLICATION {name} ADD TABLE b, c")).await;
     until("its values are those of the table", async || {
         broker.run("SELECT walcast.publish('other', 'null')").await;
         let found = broker.client.poll(&EventsRequest::new(patterns(&["b/*"]))).await;
@@ -140,8 +143,36 @@ async fn a_table_that_was_not_published_for_a_while_is_read_again() {
     assert!(matches!(reset, Ok(Some(Message::Reset(_)))), "{reset:?}");
     let event = follower.next().await;
     assert_eq!((event.topic.as_str(), &event.data["data"]), ("b/1", &json!("y")));
+    assert!(matches!(within("a reset", plain.0.next()).await, Ok(Some(Message::Reset(_)))), "nor values");
     broker.run("INSERT INTO a VALUES (1, 'x')").await;
     assert_eq!(other.next().await.topic.as_str(), "a/1", "other tables' followers are told nothing");
+}
+
+/// Who follows rows that are no members by the new rule is told so, also by a broker that was started after the rule
+/// changed, and where nobody writes anything.
+#[tokio::test]
+async fn what_a_reload_withdrew_stays_withdrawn_over_a_restart() {
+    let server = Server::tuned(&[]).await;
+    let name = "reload_withdrawn";
+    let mut broker = Broker::start_at(&server, name, TABLES, B_STATE, |_| ()).await;
+    broker.run("INSERT INTO b VALUES (1, 'x'), (2, 'x')").await;
+    broker.catch_up().await;
+    let away = broker.http.get("/v1/events?topic=b/*&wait=0").await;
+    assert_eq!(away.events().len(), 2);
+    let lsn = value_of(&broker.sql, "SELECT pg_current_wal_insert_lsn()").await;
+    let narrower = format!("{B_STATE}when = 'data.id > 1'\n");
+    let rules = crate::broker::config("", name, &narrower).table;
+    broker.node().reloader().reload(&rules).await.unwrap();
+    let moved =
+        format!("SELECT confirmed_flush_lsn >= '{lsn}' FROM pg_replication_slots WHERE slot_name = '{name}'");
+    until("the floor follows", async || value_of(&broker.sql, &moved).await == "true").await;
+    broker.config.table = rules;
+    let broker = broker.restart().await;
+    let back = broker.http.get(&format!("/v1/events?topic=b/*&after={}", away.cursor())).await;
+    assert_eq!(back.status, 410, "{}", back.body);
+    let resume = back.problem().resume.unwrap();
+    let resumed = broker.http.get(&format!("/v1/events?topic=b/*&after={resume}")).await;
+    assert_eq!(resumed.events(), [r#"b/2 {"data":"x","id":2}"#]);
 }
 
 /// A reading that breaks off with the stream is made up for when the stream is back.

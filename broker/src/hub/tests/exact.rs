@@ -400,6 +400,7 @@ impl Simulation {
             table: "public.items".into(),
             topics,
             withdrawn,
+            state: true,
         }])));
     }
 

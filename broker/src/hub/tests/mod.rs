@@ -61,7 +61,7 @@ fn reads(table: &str, topics: &str) -> Note {
 
 fn outdated(table: &str, topics: &[&str], withdrawn: bool) -> Note {
     let topics = topics.iter().map(|topic| topic.parse().unwrap()).collect();
-    Note::Outdated(Arc::from([Outdated { table: table.into(), topics, withdrawn }]))
+    Note::Outdated(Arc::from([Outdated { table: table.into(), topics, withdrawn, state: true }]))
 }
 
 fn seeded(topic: &str, data: &'static str) -> Event {
@@ -379,7 +379,7 @@ fn a_restart_needs_the_log_from_the_oldest_event_on() {
     let mut feed = Feed::settled(2);
     assert_eq!(Hub::new(Config::default()).window(), None);
     let check = |feed: &Feed, quiet_from: Position, replay_from: u64| {
-        assert_eq!(feed.hub.window(), Some(Window { quiet_from, replay_from }));
+        assert_eq!(feed.hub.window(), Some(Window { quiet_from, replay_from, withdrawn: 0, waits: false }));
     };
     check(&feed, Position::before(100), 100);
     feed.send(vec![message(101, 1, "a"), message(101, 2, "a")]);

@@ -87,8 +87,11 @@ fn who_followed_topics_of_a_rule_that_changed_begins_anew() {
     assert_eq!(events(&mut feed.subscribe(&["vm/*"], From::Earliest), 10), ["110:0 vm/b snapshot 1"]);
     // Others go on from where they were, but not over a restart.
     assert_eq!(events(&mut feed.subscribe(&["x"], between), 10), ["102:1 x message 1"]);
-    let withdrawn = Window { quiet_from: Position::before(103), replay_from: 103 };
+    let withdrawn =
+        Window { quiet_from: Position::before(103), replay_from: 103, withdrawn: 103, waits: false };
     assert_eq!(feed.hub.window(), Some(withdrawn));
+    feed.note(outdated("public.vms", &["vm/*"], true));
+    assert_eq!(feed.hub.window(), Some(Window { waits: true, ..withdrawn }), "cursors may be here");
 }
 
 #[test]

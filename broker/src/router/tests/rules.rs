@@ -120,7 +120,8 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
         RuleConfig { when: Some("data.n > 2".into()), ..rule("p.when", "i/{id}", true) },
     ]);
     let mut told = Vec::new();
-    for Outdated { table, topics, withdrawn } in new.outdated(&old) {
+    for Outdated { table, topics, withdrawn, state } in new.outdated(&old) {
+        assert!(state, "{table}");
         let topics: Vec<_> = topics.iter().map(TopicPattern::as_str).collect();
         told.push(format!("{table} {} {withdrawn}", topics.join(" ")));
     }
@@ -148,4 +149,9 @@ fn a_reload_names_the_state_tables_whose_values_are_no_longer_right() {
     assert_eq!(named(&new.missing([]).unwrap().after(&again), &new), ["p.same"]);
     assert_eq!(named(&again.missing([&table]).unwrap(), &again), ["p.same"]);
     assert_eq!(named(&again.missing([]).unwrap(), &again), [] as [&str; 0]);
+    // What keeps no values misses events, too.
+    let plain = Arc::from("p.plain");
+    let missed = new.missing([&plain]).unwrap().outdated(&new);
+    assert_eq!(missed.len(), 1);
+    assert_eq!((missed[0].withdrawn, missed[0].state, missed[0].topics[0].as_str()), (true, false, "dd/*"));
 }

@@ -105,7 +105,9 @@ impl Floor {
         let quiet_from = quiet_from.unwrap_or(Position::before(lsn));
         let passing = |seen: &standby::Seen| seen.borrow().iter().any(|one| one.copy == Copy::Passing);
         let sought = self.standbys.as_ref().is_some_and(passing);
-        Target { lsn, quiet_from, held: lsn < acknowledged, urgent, sought }
+        let withdrawn = window.map_or(0, |window| window.withdrawn);
+        let waits = window.is_some_and(|window| window.waits);
+        Target { lsn, quiet_from, withdrawn, waits, held: lsn < acknowledged, urgent, sought }
     }
 
     /// Moves the floor up behind the window. Repeated also without anything new where there is no window:
@@ -131,6 +133,8 @@ impl Floor {
             SELECT pg_catalog.pg_replication_slot_advance(f.slot_name, $4)
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3 AND f.confirmed_flush_lsn <= $4";
+        // A quiet server would write nothing for long. No event, for it is not ours, nor transactional.
+        const GO_ON: &str = "SELECT pg_catalog.pg_logical_emit_message(false, 'walcast', '')";
         let target = self.target();
         if target.lsn == 0 || *self.pressure.borrow() == Pressure::GiveUp {
             return Ok(());
@@ -152,6 +156,9 @@ impl Floor {
             None => target,
         };
         let gone: Option<String> = row.try_get(4).map_err(failed)?;
+        if target.waits {
+            session.execute(GO_ON, &[]).await.map_err(failed)?;
+        }
         if pace.moves(&goal, &seen, start) {
             let (quiet, ordinal) =
                 (PgLsn::from(goal.quiet_from.major), goal.quiet_from.ordinal.cast_signed());
@@ -226,6 +233,10 @@ struct Target {
     quiet_from: Position,
     /// The window keeps it below what is acknowledged.
     held: bool,
+    /// Of what lies before this some no longer holds, and only the floor's place tells a restart.
+    withdrawn: u64,
+    /// More is to be withdrawn once the log goes on.
+    waits: bool,
     /// WAL must be let go.
     urgent: bool,
     /// A standby can keep its copy only once the floor has moved.
@@ -242,9 +253,14 @@ impl Target {
         Self { lsn, quiet_from: self.quiet_from.min(Position::before(lsn)), held: true, ..self }
     }
 
+    /// A restart from where the slot is would tell again what no longer holds.
+    fn misleads(&self, seen: &Seen) -> bool {
+        seen.confirmed < self.withdrawn.min(self.lsn)
+    }
+
     /// The least gain for which the floor moves.
-    const fn step(&self) -> u64 {
-        if self.sought { 1 } else { STEP_BYTES }
+    fn step(&self, seen: &Seen) -> u64 {
+        if self.sought || self.misleads(seen) { 1 } else { STEP_BYTES }
     }
 }
 
@@ -278,11 +294,12 @@ impl Pace {
 
     /// Whether to advance the floor.
     fn moves(&self, target: &Target, seen: &Seen, now: Instant) -> bool {
-        let rested = now >= if target.urgent { self.soonest } else { self.not_before };
+        let hurries = target.urgent || target.misleads(seen);
+        let rested = now >= if hurries { self.soonest } else { self.not_before };
         let gain = target.lsn.saturating_sub(seen.confirmed);
         let follows = !target.held && target.lsn >= seen.confirmed && seen.restart < seen.live_restart;
         let news = self.last_restarts != [seen.restart, seen.live_restart];
-        let step = target.step();
+        let step = target.step(seen);
         rested && gain >= step || follows && target.lsn - seen.restart >= step && (rested || news)
     }
 
@@ -327,6 +344,37 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), woken).await.expect("it is noticed");
+    }
+
+    #[test]
+    fn what_no_longer_holds_moves_the_floor_at_once() {
+        let mut pace = Pace::new(Instant::now());
+        let now = Instant::now();
+        let check = |pace: &Pace, confirmed: u64, withdrawn: u64, expected: bool| {
+            let seen = Seen { confirmed, restart: 10, live_restart: 10 };
+            let target = Target {
+                lsn: 100,
+                quiet_from: Position::before(100),
+                withdrawn,
+                waits: false,
+                held: true,
+                urgent: false,
+                sought: false,
+            };
+            assert_eq!(pace.moves(&target, &seen, now), expected, "{confirmed} {withdrawn}");
+        };
+        for _ in 0..2 {
+            check(&pace, 50, 0, false);
+            check(&pace, 50, 50, false);
+            check(&pace, 50, 51, true);
+            // Not acknowledged yet: as far as may be.
+            check(&pace, 99, 200, true);
+            check(&pace, 100, 200, false);
+            // Nor does it wait out the pause behind another move.
+            let seen = Seen { confirmed: 1, restart: 10, live_restart: 10 };
+            pace.moved(&seen, Duration::ZERO, now);
+            pace.not_before = now + Duration::from_secs(60);
+        }
     }
 
     #[test]
