@@ -4,7 +4,7 @@
 //! with a message that names where the value came from, the key, what was expected and the remedy. Nothing
 //! is converted in silence, and no value is repeated in a message where it may hold a password.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +16,13 @@ use crate::{admin, hub, pipeline, postgres, router, source, telemetry, transport
 mod limits;
 #[cfg(test)]
 mod tests;
+mod variables;
+
+use variables::Variable;
 
 /// The file that is read where none is named, if it exists.
 pub const FILE_DEFAULT: &str = "walcast.toml";
 const DOCUMENT: &str = "docs/configuration.md";
-const PREFIX: &str = "WALCAST_";
 
 /// Everything that can be set. Each section belongs to the module that obeys it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -83,31 +85,72 @@ pub struct Loader {
     file: Option<PathBuf>,
     database_url: Option<String>,
     environment: Vec<Setting>,
+    /// A variable that was meant for us, but that nothing reads.
+    unknown: Option<ConfigError>,
     flags: Vec<Setting>,
+}
+
+/// What was read at one time.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// All of it.
+    pub config: Config,
+    /// What was set, wherever.
+    settings: Table,
+}
+
+impl Loaded {
+    /// The keys outside `[[table]]` that are set otherwise than in `before`, such as `http.listen`.
+    #[must_use]
+    pub fn changed_since(&self, before: &Self) -> Vec<String> {
+        let value = |settings: &Table, (section, key): (&str, &str)| {
+            settings.get(section).and_then(Value::as_table).and_then(|keys| keys.get(key)).cloned()
+        };
+        let settings = [&self.settings, &before.settings].into_iter().flatten();
+        let sections = settings.filter_map(|(section, keys)| Some((section.as_str(), keys.as_table()?)));
+        let keys: BTreeSet<_> = sections
+            .flat_map(|(section, keys)| keys.keys().map(move |key| (section, key.as_str())))
+            .collect();
+        let changed = |key: &(&str, &str)| value(&self.settings, *key) != value(&before.settings, *key);
+        keys.into_iter().filter(changed).map(|(section, key)| format!("{section}.{key}")).collect()
+    }
 }
 
 impl Loader {
     /// Reads `file`; without one, [`FILE_DEFAULT`] where it exists.
     #[must_use]
     pub fn new(file: Option<PathBuf>) -> Self {
-        Self { file, ..Self::default() }
+        let mut loader = Self { file, ..Self::default() };
+        loader.settle();
+        loader
     }
 
-    /// Takes `WALCAST_SECTION__KEY`, `WALCAST_LOG` and `DATABASE_URL` from these variables. Others, also
-    /// those with our prefix but without `__`, are left alone: a Kubernetes service named `walcast` makes
-    /// such by itself.
+    /// Looks whether [`FILE_DEFAULT`] is there, where no file was named. Once it was, it has to be: a file that was
+    /// moved away is not a file without rules.
+    pub fn settle(&mut self) {
+        if self.file.is_none() && Path::new(FILE_DEFAULT).try_exists().unwrap_or(true) {
+            self.file = Some(FILE_DEFAULT.into());
+        }
+    }
+
+    /// Takes `WALCAST_SECTION__KEY`, `WALCAST_LOG` and `DATABASE_URL` from these variables. Others are left alone,
+    /// also those with our prefix that a command reads by itself, or that Kubernetes makes for a service named
+    /// `walcast`. With our prefix and known to nobody is an error when all is read.
     #[must_use]
     pub fn environment(mut self, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         for (name, value) in variables {
             let (Some(name), value) = (name.to_str(), value.to_string_lossy().into_owned()) else { continue };
-            let key = match name.strip_prefix(PREFIX) {
-                Some("LOG") => "log.level".to_owned(),
-                Some(rest) if rest.contains("__") => rest.to_ascii_lowercase().replace("__", "."),
-                None if name == "DATABASE_URL" && !value.is_empty() => {
+            let key = match variables::read(name) {
+                Variable::Sets(key) => key,
+                Variable::Database if !value.is_empty() => {
                     self.database_url = Some(value);
                     continue;
                 }
-                _ => continue,
+                Variable::Unknown(error) => {
+                    self.unknown.get_or_insert(error);
+                    continue;
+                }
+                Variable::Database | Variable::Foreign => continue,
             };
             self.environment.push(Setting { origin: name.to_owned(), key, value });
         }
@@ -121,6 +164,12 @@ impl Loader {
         self
     }
 
+    /// Whether there is a file to read; without one there are no rules.
+    #[must_use]
+    pub fn found(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// The file that is read, for messages about what it holds.
     #[must_use]
     pub fn file(&self) -> &Path {
@@ -132,6 +181,17 @@ impl Loader {
     /// # Errors
     /// The first value that cannot be used.
     pub fn load(&self) -> Result<Config, ConfigError> {
+        Ok(self.load_all()?.config)
+    }
+
+    /// The same, with what was set, so that two readings can be compared.
+    ///
+    /// # Errors
+    /// See [`Loader::load`].
+    pub fn load_all(&self) -> Result<Loaded, ConfigError> {
+        if let Some(unknown) = &self.unknown {
+            return Err(unknown.clone());
+        }
         let file = self.file().display().to_string();
         let mut table = self.read(&file)?;
         let mut origins = BTreeMap::new();
@@ -152,25 +212,18 @@ impl Loader {
             cause: broken.cause,
             remedy: broken.remedy,
         })?;
-        Ok(config)
+        Ok(Loaded { config, settings: table })
     }
 
     /// The file as a table that is known to hold only what a [`Config`] can hold.
     fn read(&self, file: &str) -> Result<Table, ConfigError> {
-        let text = match std::fs::read_to_string(self.file()) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.file.is_none() => {
-                return Ok(Table::new());
-            }
-            Err(error) => {
-                return Err(ConfigError {
-                    origin: file.to_owned(),
-                    key: None,
-                    cause: format!("cannot be read: {error}"),
-                    remedy: "name a readable file by --config".into(),
-                });
-            }
-        };
+        let Some(path) = &self.file else { return Ok(Table::new()) };
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            origin: file.to_owned(),
+            key: None,
+            cause: format!("cannot be read: {error}"),
+            remedy: "make it readable, or name another by --config".into(),
+        })?;
         let at = |problem: &toml::de::Error| match problem.span() {
             Some(span) => {
                 format!("{file}, line {}", text[..span.start.min(text.len())].matches('\n').count() + 1)
@@ -178,8 +231,9 @@ impl Loader {
             None => file.to_owned(),
         };
         // The message alone: the full form quotes the line, and a line may hold a password.
-        let table: Table =
-            text.parse().map_err(|problem| error(at(&problem), None, problem.message().to_owned()))?;
+        let table: Table = text
+            .parse()
+            .map_err(|problem| error(at(&problem), None, problem.message().replace('\n', " ")))?;
         parse(&table).map_err(|(key, cause)| {
             // Reading the text itself tells the line, reading the table tells the key.
             let origin =
@@ -232,7 +286,10 @@ fn readings(text: &str) -> Vec<Value> {
     [Some(Value::String(text.to_owned())), integer, boolean].into_iter().flatten().collect()
 }
 
-fn error(origin: String, key: Option<String>, cause: String) -> ConfigError {
+fn error(origin: String, key: Option<String>, mut cause: String) -> ConfigError {
+    if cause.ends_with("expected a duration") {
+        cause.push_str(" such as \"50s\" or \"1h 30m\"");
+    }
     let remedy = if cause.starts_with("unknown field") {
         "correct its spelling or remove it"
     } else if cause.starts_with("missing field") {

@@ -81,7 +81,8 @@ pub enum NodeError {
 }
 
 fn rules(errors: &[RuleError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    // One line, whatever it becomes a part of: a log, an answer.
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// A running node.

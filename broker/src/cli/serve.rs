@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{self, Failure};
 use super::settings::Settings;
-use crate::config::Loader;
+use crate::config::{FILE_DEFAULT, Loaded, Loader};
 use crate::node::{Node, NodeError, Reloader};
 use crate::telemetry;
 
@@ -73,7 +73,8 @@ impl Args {
 pub async fn run(args: &Args) -> Result<(), Failure> {
     let loader = args.loader();
     let file = loader.file().display().to_string();
-    let mut config = loader.load()?;
+    let loaded = loader.load_all()?;
+    let mut config = loaded.config.clone();
     config.source.takeover = args.takeover;
     telemetry::init(&config.log).map_err(|error| Failure::new(exit::USAGE, format!("log.level: {error}")))?;
     let failed = |error: NodeError| Failure::of_node(&file, &error);
@@ -86,12 +87,18 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
             node.http
         );
     }
+    if !loader.found() {
+        tracing::warn!(
+            "there are no rules, for no file was found: {FILE_DEFAULT} is not in the working directory; name one by \
+             --config, or publish from SQL alone"
+        );
+    }
     let stop = stop_signal()?;
     let reloader = node.reloader();
     let ended = node.join(stop);
     tokio::select! {
         ended = ended => ended.map_err(failed),
-        failure = reload_on_hangup(&loader, &reloader) => Err(failure),
+        failure = reload_on_hangup(loader, &loaded, &reloader) => Err(failure),
     }
 }
 
@@ -107,7 +114,6 @@ impl Failure {
             NodeError::StateFull(_) | NodeError::Panicked(_) => exit::OTHER,
         };
         match error {
-            NodeError::Dsn(_) => Self::new(code, format!("{origin}: {error}")),
             NodeError::Rules(errors) => Self::of_rules(origin, errors),
             _ => Self::new(code, error.to_string()),
         }
@@ -130,25 +136,40 @@ fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
 }
 
 /// Takes new rules on each SIGHUP, for ever. What is wrong with them is logged, and the old ones stay.
-async fn reload_on_hangup(loader: &Loader, reloader: &Reloader) -> Failure {
+async fn reload_on_hangup(mut loader: Loader, started: &Loaded, reloader: &Reloader) -> Failure {
     let mut hangup = match listen(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(failure) => return failure,
     };
     while hangup.recv().await.is_some() {
-        let taken = match loader.load() {
-            Ok(config) => reloader.reload(&config.table).await.map_err(|error| error.to_string()),
+        loader.settle();
+        let taken = match loader.load_all() {
+            Ok(loaded) => {
+                tell_what_stays(&loaded.changed_since(started));
+                let rules = &loaded.config.table;
+                reloader.reload(rules).await.map(|()| rules.len()).map_err(|error| error.to_string())
+            }
             Err(error) => {
                 reloader.refuse(&error.to_string());
                 Err(error.to_string())
             }
         };
         match taken {
-            Ok(()) => tracing::info!("SIGHUP: new rules taken"),
+            Ok(rules) => tracing::info!(rules, "SIGHUP: new rules taken"),
             Err(error) => {
                 tracing::error!("SIGHUP: the old rules stay, for the new ones cannot be used: {error}");
             }
         }
     }
     std::future::pending().await
+}
+
+/// Whoever changes a setting and sends SIGHUP would else believe that it is in force.
+fn tell_what_stays(changed: &[String]) {
+    if !changed.is_empty() {
+        tracing::warn!(
+            "SIGHUP: {} changed since the start, which needs a restart: only rules change without one",
+            changed.join(", ")
+        );
+    }
 }

@@ -102,8 +102,9 @@ fn mistakes_name_origin_key_cause_and_remedy() {
     check(
         "[http]\nwait_max = 50",
         &[],
-        &["walcast.toml, line 2: http.wait_max: ", "integer `50`", "a duration"],
+        &["walcast.toml, line 2: http.wait_max: ", "integer `50`", "a duration such as \"50s\""],
     );
+    check("[http]\nwait_max = '5 apples'", &[], &["http.wait_max: ", "a duration such as \"50s\""]);
     check("[http]\nconnections_max = 1.7", &[], &["line 2: http.connections_max: ", "1.7"]);
     check("[http]\ninsecure = 'yes'", &[], &["http.insecure: ", "a boolean"]);
     check("[http]\nlisten = 'here'", &[], &["http.listen: ", "socket address"]);
@@ -130,6 +131,7 @@ fn mistakes_name_origin_key_cause_and_remedy() {
     check("", &[("WALCAST_HTTP__CONNECTIONS_MAX", "many")], &["WALCAST_HTTP__CONNECTIONS_MAX: ", "\"many\""]);
     check("", &[("WALCAST_TABLE__NAME", "x")], &["WALCAST_TABLE__NAME: table.name: "]);
     check("[[table]]\nname='a.b'\ntopic='x'", &[("WALCAST_TABLE__NAME", "x")], &["in the file only"]);
+    check("", &[("WALCAST_HTTP_LISTEN", "x")], &["WALCAST_HTTP_LISTEN: ", "write WALCAST_HTTP__LISTEN"]);
     check("", &[("WALCAST_A__B__C", "x")], &["WALCAST_A__B__C: a.b.c: ", "section.key"]);
 }
 
@@ -137,6 +139,22 @@ fn mistakes_name_origin_key_cause_and_remedy() {
 fn a_named_file_must_exist() {
     let error = Loader::new(Some("/nonexistent/walcast.toml".into())).load().unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/walcast.toml: cannot be read: "), "{error}");
+}
+
+#[test]
+fn what_a_restart_is_needed_for_is_named() {
+    let read = |text: &str| {
+        let file = TempFile::new(text);
+        Loader::new(Some(file.0.clone())).flag("--log-level", "log.level", "warn").load_all().unwrap()
+    };
+    let rule = "[[table]]\nname = 'a.b'\ntopic = 'x'\n";
+    let before = read("http.wait_max = '1m'\n[history]\nage = '5m'");
+    let check = |text: &str, expected: &[&str]| assert_eq!(read(text).changed_since(&before), expected);
+    check("http.wait_max = '1m'\n[history]\nage = '5m'", &[]);
+    check(&format!("http.wait_max = '1m'\nhistory.age = '5m'\n{rule}"), &[]);
+    check("http.wait_max = '2m'\n[source]\nslot = 'x'", &["history.age", "http.wait_max", "source.slot"]);
+    // A flag goes before the file, so what the file says of its key changes nothing.
+    check("http.wait_max = '1m'\n[history]\nage = '5m'\n[log]\nlevel = 'debug'", &[]);
 }
 
 // ---- the document ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ use walcast::source::wal::replication::Connection;
 
 use crate::broker::{Broker, run as sql, until, within};
 use crate::plain::get;
-use crate::process::{Ended, Running, file, run, walcast};
+use crate::process::{Ended, Running, directory, file, run, walcast};
 use crate::server::{self, Server};
 use crate::serving::{Process, settings};
 
@@ -60,6 +60,9 @@ async fn a_file_that_is_wrong_ends_with_64() {
     let mut command = walcast(&["serve"]);
     command.env("WALCAST_HTTP__WIAT_MAX", "1m");
     Running::start(command).end().await.failed(64, &["WALCAST_HTTP__WIAT_MAX", "http.wiat_max"]);
+    let mut command = walcast(&["serve"]);
+    command.env("WALCAST_HTTP_LISTEN", "127.0.0.1:1");
+    Running::start(command).end().await.failed(64, &["WALCAST_HTTP_LISTEN", "write WALCAST_HTTP__LISTEN"]);
 }
 
 #[tokio::test]
@@ -72,10 +75,22 @@ async fn a_database_that_nobody_named_is_what_the_line_is_about() {
         Running::start(command).end().await
     };
     for command in ["setup", "serve"] {
-        forgotten(command, None).await.failed(64, &remedies);
+        let ended = forgotten(command, None).await;
+        ended.failed(64, &remedies);
+        assert!(!ended.err.contains("walcast.toml"), "no such file is there: {ended:?}");
     }
     // With a user there is a default, as for psql. Nobody of this name may come in, if a server runs there.
     forgotten("setup", Some("walcast_nobody")).await.failed(69, &remedies);
+}
+
+#[tokio::test]
+async fn a_start_without_a_file_is_said() {
+    let mut command = walcast(&["serve", ANY_PORT[0], ANY_PORT[1]]);
+    command.current_dir(directory("refusals-no-file")).env("DATABASE_URL", NOWHERE);
+    let mut process = Running::start(command);
+    process.until("there are no rules, for no file was found").await;
+    process.signal("TERM");
+    process.end().await.succeeded();
 }
 
 #[tokio::test]

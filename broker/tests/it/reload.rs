@@ -116,6 +116,55 @@ async fn rules_are_read_again() {
     until("readiness comes back", async || process.readiness().await.0 == 200).await;
 }
 
+/// A file that is gone is no file without rules, also where no flag names it.
+#[tokio::test]
+async fn a_file_that_is_gone_takes_no_rules_away() {
+    let name = "reload_gone";
+    let url = server::create(name).await;
+    prepare(&url, name, TABLES, &format!("{A}state = true")).await;
+    run(&connect(&url).await, "INSERT INTO a VALUES (1, 'x')").await;
+    let text = |more: &str| serving::settings(&url, name, more, &format!("{A}state = true"));
+    let mut process = Process::beside(name, &text("")).await;
+    process.ready().await;
+    until("the value is there", async || state(&process, "a/1").await == 200).await;
+
+    let away = format!("{}.away", process.file);
+    std::fs::rename(&process.file, &away).unwrap();
+    process.signal("HUP");
+    let refusal = "the new rules were not taken: walcast.toml: cannot be read";
+    until("the refusal is told", async || process.readiness().await.1.contains(refusal)).await;
+    process.said("SIGHUP: the old rules stay").await;
+    assert_eq!(state(&process, "a/1").await, 200);
+
+    // Back, and with it a setting that only a restart brings into force.
+    std::fs::rename(&away, &process.file).unwrap();
+    process.rewrite(&text("lease = '9s'"));
+    process.signal("HUP");
+    process.said("SIGHUP: source.lease changed since the start, which needs a restart").await;
+    process.said("SIGHUP: new rules taken rules=1").await;
+    assert_eq!(state(&process, "a/1").await, 200);
+    process.stop().await.succeeded();
+}
+
+/// What a process says goes to logs, which are read line by line.
+#[tokio::test]
+async fn several_faults_are_one_line() {
+    let name = "reload_faults";
+    let url = server::create(name).await;
+    prepare(&url, name, TABLES, A).await;
+    let text = |rules: &str| serving::settings(&url, name, "", rules);
+    let process = Process::start(name, &text(A)).await;
+    process.ready().await;
+    let absent = |table: &str| format!("[[table]]\nname = 'public.{table}'\ntopic = 'x/{{id}}'\n");
+    process.rewrite(&text(&format!("{A}{}{}", absent("absent"), absent("missing"))));
+    process.signal("HUP");
+    until("the refusal is told", async || process.readiness().await.1.contains("public.missing")).await;
+    let ended = process.stop().await;
+    let told: Vec<_> = ended.err.lines().filter(|line| line.contains("public.missing")).collect();
+    assert_eq!(told.len(), 1, "{ended:?}");
+    assert!(told[0].contains("ERROR") && told[0].contains("public.absent"), "{ended:?}");
+}
+
 /// What was written while a table was not published no event tells: followers begin anew, with values read anew.
 #[tokio::test]
 async fn a_table_that_was_not_published_for_a_while_is_read_again() {

@@ -31,6 +31,14 @@ pub(crate) fn file(name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
+/// A directory to run in, empty at first; `name` is unique among all tests.
+pub(crate) fn directory(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
 /// A process that ended.
 #[derive(Debug)]
 pub(crate) struct Ended {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use walcast_client::Client;
 
 use super::plain::get;
-use super::process::{Ended, Running, file, walcast};
+use super::process::{Ended, Running, directory, file, walcast};
 use super::wait::until;
 
 /// A running broker; killed when dropped.
@@ -45,10 +45,24 @@ impl Process {
         Self::launch(file, &[], &[]).await
     }
 
+    /// Starts it in a directory that holds these settings as `walcast.toml`, which no flag names.
+    pub(crate) async fn beside(name: &str, text: &str) -> Self {
+        let directory = directory(name);
+        let file = directory.join("walcast.toml").display().to_string();
+        std::fs::write(&file, text).unwrap();
+        let mut command = walcast(&["serve"]);
+        command.current_dir(directory);
+        Self::watch(command, &file).await
+    }
+
     async fn launch(file: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = walcast(&["serve", "--config", file]);
-        command.args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]).args(args);
-        command.envs(variables.iter().copied());
+        command.args(args).envs(variables.iter().copied());
+        Self::watch(command, file).await
+    }
+
+    async fn watch(mut command: tokio::process::Command, file: &str) -> Self {
+        command.args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]);
         let mut running = Running::start(command);
         running.until("listening http=").await;
         let said = running.said();
