@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::exit::Failure;
+use super::exit::{self, Failure};
 use super::settings::{Settings, check_rules, connect, published_tables};
 use super::setup::{self, SetupArgs, SetupOptions};
 use super::teardown::{self, TeardownArgs, TeardownOptions};
@@ -36,10 +36,17 @@ pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), 
     let file = loader.file().display().to_string();
     let config = loader.load()?;
     let args = &command.args;
+    if args.no_tables && loader.found() {
+        let message =
+            format!("--no-tables: {file} says what is published; leave out the flag, or the file's rules");
+        return Err(Failure::new(exit::USAGE, message));
+    }
     let options = SetupOptions {
         source: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         tables: published_tables(&config, &file)?,
+        rules_missing: (!loader.found() && !args.no_tables)
+            .then(|| format!("there is no {file} in the working directory")),
         broker_role: args.broker_role.clone(),
         publishers: args.publisher.clone(),
         accept_unbounded_wal: args.accept_unbounded_wal,

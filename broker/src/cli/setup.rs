@@ -20,6 +20,7 @@ use tokio_postgres::error::SqlState;
 
 use self::plan::{Action, Current, Step};
 use self::preconditions::Server;
+pub(super) use self::preconditions::replication_denied;
 pub use self::print::Audience;
 use super::exit::{self, Failure};
 use crate::postgres::describe;
@@ -50,6 +51,9 @@ pub struct SetupArgs {
     /// Accept a server whose max_slot_wal_keep_size is -1: while no broker runs, WAL fills its disk
     #[arg(long)]
     pub accept_unbounded_wal: bool,
+    /// Without a configuration file: take all tables out of the publication, since no rule names one
+    #[arg(long)]
+    pub no_tables: bool,
     /// Print the statements for psql instead of running them: all, or those of dba, owner or broker
     #[arg(long, value_name = "WHO", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     pub print_sql: Option<Audience>,
@@ -89,6 +93,8 @@ pub struct SetupOptions {
     pub publication: String,
     /// All that the rules publish.
     pub tables: Vec<PublishedTable>,
+    /// Why nobody said what is to be published, where that is so. Then no table is taken out of the publication.
+    pub rules_missing: Option<String>,
     /// The role as which the broker connects, if it is not the one that runs setup.
     pub broker_role: Option<String>,
     /// Roles that may publish.
@@ -105,6 +111,7 @@ impl Default for SetupOptions {
             source: "walcast".into(),
             publication: "walcast".into(),
             tables: Vec::new(),
+            rules_missing: None,
             broker_role: None,
             publishers: Vec::new(),
             accept_unbounded_wal: false,
@@ -181,6 +188,11 @@ impl From<SetupError> for Failure {
 impl SetupError {
     /// What `error` means while `doing` something.
     pub(super) fn from_postgres(doing: &str, error: &tokio_postgres::Error) -> Self {
+        Self::from_refusal(doing, error, "")
+    }
+
+    /// The same; `who` says more of the role that is needed where a privilege is.
+    fn from_refusal(doing: &str, error: &tokio_postgres::Error, who: &str) -> Self {
         let Some(db) = error.as_db_error() else {
             return Self::Postgres(format!(
                 "{doing}: {}; check the connection and run the command again",
@@ -189,10 +201,9 @@ impl SetupError {
         };
         let message = db.message();
         match *db.code() {
-            SqlState::INSUFFICIENT_PRIVILEGE => Self::Denied(format!(
-                "{doing}: {message}; run the command as a role that may (`walcast setup --print-sql` prints \
-                 setup's statements for each role)"
-            )),
+            SqlState::INSUFFICIENT_PRIVILEGE => {
+                Self::Denied(format!("{doing}: {message}; run the command as a role that may{who}"))
+            }
             SqlState::LOCK_NOT_AVAILABLE => Self::Blocked(format!(
                 "{doing}: another session holds a lock; end it, or wait longer with --lock-timeout"
             )),
@@ -203,6 +214,9 @@ impl SetupError {
         }
     }
 }
+
+/// Where a step of setup lacks a privilege.
+const STATEMENTS: &str = " (`walcast setup --print-sql` prints the statements of each role)";
 
 /// Runs the command: sets up through `client`, or prints statements, for which no client is needed.
 /// With one, only the missing statements are printed.
@@ -249,6 +263,7 @@ async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result
     checks::roles(client, options).await?;
     checks::tables(client, options, server.version).await?;
     let current = Current::read(client, options, server.version).await?;
+    checks::wanted(options, current.publication.as_ref())?;
     if current.needs_slot() {
         preconditions::may_replicate(client).await?;
     }
@@ -269,7 +284,9 @@ async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Ve
         let server = Server::read(client, options).await?;
         checks::roles(client, options).await?;
         checks::tables(client, options, server.version).await?;
-        Ok(plan::plan(options, &Current::read(client, options, server.version).await?))
+        let current = Current::read(client, options, server.version).await?;
+        checks::wanted(options, current.publication.as_ref())?;
+        Ok(plan::plan(options, &current))
     }
     .await;
     end(client).await;
@@ -277,13 +294,13 @@ async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Ve
 }
 
 async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Result<(), SetupError> {
-    let doing = |error: &tokio_postgres::Error| SetupError::from_postgres(&step.what, error);
+    let doing = |error: &tokio_postgres::Error| SetupError::from_refusal(&step.failed, error, STATEMENTS);
     match &step.action {
         Action::Migrate(_) => {
             client.batch_execute(statements::CREATE_SCHEMA).await.map_err(|error| doing(&error))?;
             let mut runner = migrations::runner();
             runner.set_migration_table_name(statements::HISTORY);
-            runner.run_async(client).await.map_err(|error| migration_error(&step.what, &error))?;
+            runner.run_async(client).await.map_err(|error| migration_error(&step.failed, &error))?;
             Ok(())
         }
         Action::Transaction(sql) => {
@@ -301,7 +318,7 @@ async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Resul
             match client.batch_execute(&sql).await {
                 Ok(()) => Ok(()),
                 Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                    Err(blocked_by_transactions(client, &step.what).await)
+                    Err(blocked_by_transactions(client, &step.failed).await)
                 }
                 Err(error) => Err(doing(&error)),
             }
@@ -313,7 +330,7 @@ fn migration_error(what: &str, error: &refinery::Error) -> SetupError {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(postgres) = cause.downcast_ref::<tokio_postgres::Error>() {
-            return SetupError::from_postgres(what, postgres);
+            return SetupError::from_refusal(what, postgres, STATEMENTS);
         }
         source = cause.source();
     }

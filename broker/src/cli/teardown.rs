@@ -14,14 +14,25 @@ use tokio_postgres::error::SqlState;
 use super::setup::statements::{self, ident};
 use super::setup::{Report, SetupError, begin, end};
 
+mod rights;
+
 /// Between two looks at slots that are still held.
 const POLL: Duration = Duration::from_millis(50);
+
+/// The slots of a source.
+const SLOTS: &str = "SELECT s.slot_name::text, s.active_pid, coalesce(a.application_name, ''), s.temporary
+    FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+    WHERE s.slot_type = 'logical' AND s.database = current_database()
+        AND (s.slot_name::text IN ($1, $1 || '_live') OR starts_with(s.slot_name::text, $1 || '_standby_'))
+    ORDER BY s.slot_name";
 
 /// Flags of `walcast teardown`.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(after_help = "Examples:
   walcast teardown
   walcast teardown --json --wait 1m
+
+It needs REPLICATION while there is a slot, and the owner of what setup made; it looks before it removes anything.
 
 Exit codes: 0 nothing is left, 64 wrong configuration, 69 in use or not reachable, 1 anything else.")]
 pub struct TeardownArgs {
@@ -70,8 +81,13 @@ pub async fn run(
     client: &mut Client,
     out: &mut impl Write,
 ) -> Result<(), SetupError> {
-    teardown(client, options).await?.write(args.json, "Nothing to do: nothing is set up.", out)?;
-    Ok(())
+    let mut report = Report::default();
+    let ended = take_down(client, options, &mut report).await;
+    // What is gone is gone, also where the rest could not be removed.
+    if ended.is_ok() || report.changed() {
+        report.write(args.json, "Nothing to do: nothing is set up.", out)?;
+    }
+    ended
 }
 
 /// Takes everything down. Running it again changes nothing.
@@ -79,19 +95,31 @@ pub async fn run(
 /// # Errors
 /// See [`SetupError`]. What was taken down before the error stays so; a later run goes on from there.
 pub async fn teardown(client: &mut Client, options: &TeardownOptions) -> Result<Report, SetupError> {
+    let mut report = Report::default();
+    take_down(client, options, &mut report).await.map(|()| report)
+}
+
+async fn take_down(
+    client: &mut Client,
+    options: &TeardownOptions,
+    report: &mut Report,
+) -> Result<(), SetupError> {
     begin(client, options.lock_timeout).await?;
-    let result = teardown_in_session(client, options).await;
+    let result = take_down_in_session(client, options, report).await;
     end(client).await;
     result
 }
 
-async fn teardown_in_session(client: &mut Client, options: &TeardownOptions) -> Result<Report, SetupError> {
-    let mut report = Report::default();
-    remove_slots(client, options, &mut report).await?;
-    remove_objects(client, options, &mut report).await?;
+async fn take_down_in_session(
+    client: &mut Client,
+    options: &TeardownOptions,
+    report: &mut Report,
+) -> Result<(), SetupError> {
+    rights::refuse(client, options).await?;
+    remove_slots(client, options, report).await?;
+    remove_objects(client, options, report).await?;
     // A broker that was alive may have made its slots anew. Without our schema it cannot do so again.
-    remove_slots(client, options, &mut report).await?;
-    Ok(report)
+    remove_slots(client, options, report).await
 }
 
 /// Ends brokers' sessions and drops slots until none is left.
@@ -101,14 +129,9 @@ async fn remove_slots(
     report: &mut Report,
 ) -> Result<(), SetupError> {
     let failed = |error| SetupError::from_postgres("looking for slots", &error);
-    let sql = "SELECT s.slot_name::text, s.active_pid, coalesce(a.application_name, ''), s.temporary
-        FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
-        WHERE s.slot_type = 'logical' AND s.database = current_database()
-            AND (s.slot_name::text IN ($1, $1 || '_live') OR starts_with(s.slot_name::text, $1 || '_standby_'))
-        ORDER BY s.slot_name";
     let deadline = Instant::now() + options.wait;
     loop {
-        let slots = client.query(sql, &[&options.source]).await.map_err(failed)?;
+        let slots = client.query(SLOTS, &[&options.source]).await.map_err(failed)?;
         if slots.is_empty() {
             return Ok(());
         }

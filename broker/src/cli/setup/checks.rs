@@ -3,7 +3,26 @@
 
 use tokio_postgres::Client;
 
+use super::plan::Publication;
 use super::{PublishedTable, SetupError, SetupOptions, statements};
+
+/// # Errors
+/// Tables would leave the publication for want of a file that names them.
+pub(super) fn wanted(options: &SetupOptions, current: Option<&Publication>) -> Result<(), SetupError> {
+    let published: Vec<_> = current
+        .iter()
+        .flat_map(|publication| publication.tables.keys().map(|(schema, name)| format!("{schema}.{name}")))
+        .collect();
+    match &options.rules_missing {
+        Some(why) if !published.is_empty() => Err(SetupError::Rules(vec![format!(
+            "publication {}: nothing was changed, for {why}, and so {} would be dropped from it; name the file by \
+             --config FILE, or say --no-tables if that is meant",
+            options.publication,
+            published.join(", ")
+        )])),
+        _ => Ok(()),
+    }
+}
 
 /// # Errors
 /// A role that is to be granted something does not exist.

@@ -23,8 +23,10 @@ pub(super) enum Who {
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) who: Who,
-    /// For people: what it does.
+    /// For people: what it did.
     pub(super) what: String,
+    /// For people, where it failed: what it did not do.
+    pub(super) failed: String,
     pub(super) action: Action,
 }
 
@@ -68,6 +70,8 @@ pub(super) struct Current {
     pub(super) version: Option<i32>,
     pub(super) pending: Vec<Migration>,
     pub(super) publication: Option<Publication>,
+    /// Roles that setup granted what a broker needs.
+    pub(super) brokers: Vec<String>,
     pub(super) granted: Vec<Grant>,
     pub(super) generation: bool,
     pub(super) slot: Slot,
@@ -80,6 +84,7 @@ impl Current {
             version: None,
             pending: all_migrations(),
             publication: None,
+            brokers: Vec::new(),
             granted: Vec::new(),
             generation: false,
             slot: Slot::Missing,
@@ -111,7 +116,8 @@ impl Current {
             let sql = "SELECT EXISTS (SELECT FROM walcast.source WHERE slot = $1)";
             current.generation = client.query_one(sql, &[&options.source]).await.map_err(failed)?.get(0);
         }
-        for grant in wanted_grants(options) {
+        current.brokers = read_brokers(client).await.map_err(failed)?;
+        for grant in wanted_grants(options, &current.brokers) {
             if (schema_complete || grant.foreign())
                 && client.query_one(&grant.check(), &[]).await.map_err(failed)?.get(0)
             {
@@ -122,6 +128,14 @@ impl Current {
         current.slot = read_slot(client, &options.source).await?;
         Ok(current)
     }
+}
+
+/// Who was granted what setup grants to brokers alone. They stay brokers when tables are added.
+async fn read_brokers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let sql = "SELECT r.rolname::text FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee
+        WHERE c.oid = to_regclass('walcast.source') AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
+        ORDER BY r.rolname";
+    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn read_publication(
@@ -197,7 +211,7 @@ fn all_migrations() -> Vec<Migration> {
     migrations
 }
 
-fn wanted_grants(options: &SetupOptions) -> Vec<Grant> {
+fn wanted_grants(options: &SetupOptions, brokers: &[String]) -> Vec<Grant> {
     let mut grants = Vec::new();
     let mut grant = |role: &str, privilege, kind, object: &str| {
         let grant = Grant { privilege, kind, object: object.into(), role: role.into() };
@@ -205,14 +219,15 @@ fn wanted_grants(options: &SetupOptions) -> Vec<Grant> {
             grants.push(grant);
         }
     };
-    for role in options.publishers.iter().chain(&options.broker_role) {
+    let brokers = || options.broker_role.iter().chain(brokers);
+    for role in options.publishers.iter().chain(brokers()) {
         grant(role, "USAGE", "SCHEMA", "walcast");
         grant(role, "EXECUTE", "FUNCTION", "walcast.publish(text, jsonb)");
         grant(role, "EXECUTE", "FUNCTION", "walcast.notify(text, text)");
         // To make one segment of a topic of any text; errors of `publish` recommend it.
         grant(role, "EXECUTE", "FUNCTION", "walcast.encode_segment(text)");
     }
-    if let Some(role) = &options.broker_role {
+    for role in brokers() {
         grant(role, "EXECUTE", "FUNCTION", "walcast.publish_once(text, text, jsonb)");
         for table in ["walcast.key", "walcast.settings", "walcast.source", statements::HISTORY] {
             grant(role, "SELECT", "TABLE", table);
@@ -233,35 +248,47 @@ fn wanted_grants(options: &SetupOptions) -> Vec<Grant> {
 /// would leave a new number line under an old name.
 pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
     let mut steps = Vec::new();
-    let mut step = |who, what: String, action| steps.push(Step { who, what, action });
+    let mut step = |who, (what, failed): (String, String), action| {
+        steps.push(Step { who, what, failed, action });
+    };
     if !current.pending.is_empty() {
         let names: Vec<_> =
             current.pending.iter().map(|m| format!("V{} {}", m.version(), m.name())).collect();
         let what = format!("schema walcast: migration {}", names.join(", "));
-        step(Who::Owner, what, Action::Migrate(current.pending.clone()));
+        let failed = "schema walcast: not migrated".into();
+        step(Who::Owner, (what, failed), Action::Migrate(current.pending.clone()));
     }
     if let Some((what, sql)) = publication_step(options, current.publication.as_ref()) {
-        step(Who::Owner, what, Action::Transaction(sql));
+        let not = if current.publication.is_some() { "changed" } else { "created" };
+        let failed = format!("publication {}: not {not}", options.publication);
+        step(Who::Owner, (what, failed), Action::Transaction(sql));
     }
     let mut by_role: BTreeMap<String, Vec<Grant>> = BTreeMap::new();
-    for grant in wanted_grants(options).into_iter().filter(|grant| !current.granted.contains(grant)) {
+    for grant in
+        wanted_grants(options, &current.brokers).into_iter().filter(|grant| !current.granted.contains(grant))
+    {
         by_role.entry(grant.role.clone()).or_default().push(grant);
     }
     for (role, grants) in by_role {
         let names: Vec<_> = grants.iter().map(|g| format!("{} on {}", g.privilege, g.object)).collect();
         let sql = grants.iter().flat_map(Grant::statements).collect();
-        step(Who::Owner, format!("grants to {role}: {}", names.join(", ")), Action::Transaction(sql));
+        let (what, failed) = (names.join(", "), format!("grants to {role}: not made"));
+        step(Who::Owner, (format!("grants to {role}: {what}"), failed), Action::Transaction(sql));
     }
     let slot = &options.source;
     if !current.generation || current.needs_slot() {
         let sql = vec![statements::new_generation(slot, &options.publication)];
-        step(Who::Broker, format!("new generation of slot {slot}"), Action::Transaction(sql));
+        let what = format!("new generation of slot {slot}");
+        let failed = format!("{what}: not written");
+        step(Who::Broker, (what, failed), Action::Transaction(sql));
     }
     if current.slot == Slot::Lost {
-        step(Who::Broker, format!("slot {slot}: dropped, Postgres had invalidated it"), Action::DropLostSlot);
+        let what = format!("slot {slot}: dropped, Postgres had invalidated it");
+        step(Who::Broker, (what, format!("slot {slot}: not dropped")), Action::DropLostSlot);
     }
     if current.needs_slot() {
-        step(Who::Broker, format!("slot {slot}: created"), Action::CreateSlot { version: current.version });
+        let texts = (format!("slot {slot}: created"), format!("slot {slot}: not created"));
+        step(Who::Broker, texts, Action::CreateSlot { version: current.version });
     }
     steps
 }

@@ -145,22 +145,26 @@ impl Server {
 /// catalog's flag says little.)
 const PROBE: &str = "SELECT pg_replication_slot_advance('walcast_no_such_slot', '0/1')";
 
+/// Whether the session's role may not use replication.
+pub(in crate::cli) async fn replication_denied(client: &Client) -> bool {
+    let tried = client.batch_execute(PROBE).await;
+    tried.is_err_and(|error| error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE))
+}
+
 /// # Errors
 /// The session's role may not use replication.
 pub(super) async fn may_replicate(client: &Client) -> Result<(), SetupError> {
-    match client.batch_execute(PROBE).await {
-        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let row = client.query_one("SELECT current_user::text", &[]).await;
-            let role = row.map_or_else(|_| "<role>".into(), |row| row.get::<_, String>(0));
-            Err(SetupError::Denied(format!(
-                "role {role} may not create a replication slot; ALTER ROLE {} REPLICATION (on a managed service \
-                 its replication role: GRANT rds_replication TO …), or let a role that may run what \
-                 `walcast setup --print-sql=broker` prints",
-                ident(&role)
-            )))
-        }
-        _ => Ok(()),
+    if !replication_denied(client).await {
+        return Ok(());
     }
+    let row = client.query_one("SELECT current_user::text", &[]).await;
+    let role = row.map_or_else(|_| "<role>".into(), |row| row.get::<_, String>(0));
+    Err(SetupError::Denied(format!(
+        "role {role} may not create a replication slot; ALTER ROLE {} REPLICATION (on a managed service its \
+         replication role: GRANT rds_replication TO …), or let a role that may run what \
+         `walcast setup --print-sql=broker` prints",
+        ident(&role)
+    )))
 }
 
 /// A warning if the broker's role may not use replication, as far as this session can find out.

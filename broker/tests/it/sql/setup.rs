@@ -7,6 +7,7 @@ use walcast::cli::setup::{
     Audience, PublishedTable, SetupArgs, SetupError, SetupOptions, run, setup as set_up,
 };
 
+use crate::process::{Running, directory, walcast};
 use crate::server::{ADMIN, Server};
 
 pub(super) fn table(name: &str, columns: Option<&[&str]>) -> PublishedTable {
@@ -96,6 +97,62 @@ async fn the_publication_follows_the_rules() {
 }
 
 #[tokio::test]
+async fn without_a_file_no_table_is_taken_out() {
+    let server = Server::tuned(&[]).await;
+    let admin = server.admin().await;
+    admin
+        .batch_execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+        .await
+        .unwrap();
+    let url = server.url("postgres");
+    let directory = directory("setup-without-a-file");
+    let command = async |args: &[&str]| {
+        let mut command = walcast(&[&["setup"], args].concat());
+        command.current_dir(&directory).env("DATABASE_URL", &url);
+        Running::start(command).end().await
+    };
+    // Where nothing is published there is nothing to lose.
+    command(&[]).await.succeeded();
+    server.set_up(&options(&[table("public.a", None), table("public.b", None)])).await.unwrap();
+    let before = published(&admin).await;
+    for args in [&[][..], &["--print-sql"]] {
+        let ended = command(args).await;
+        ended.failed(64, &["no walcast.toml", "public.a, public.b", "--config FILE", "--no-tables"]);
+        assert_eq!(published(&admin).await, before);
+    }
+    std::fs::write(directory.join("walcast.toml"), "").unwrap();
+    command(&["--no-tables"]).await.failed(64, &["walcast.toml", "--no-tables"]);
+    std::fs::remove_file(directory.join("walcast.toml")).unwrap();
+    command(&["--no-tables"]).await.succeeded();
+    assert_eq!(published(&admin).await, "");
+}
+
+#[tokio::test]
+async fn a_broker_may_read_what_is_added_later() {
+    let server = Server::tuned(&[]).await;
+    let admin = server.admin().await;
+    let schema =
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE SCHEMA app; CREATE TABLE app.b (id int PRIMARY KEY);
+        CREATE ROLE broker; CREATE ROLE publisher";
+    admin.batch_execute(schema).await.unwrap();
+    let first = SetupOptions {
+        broker_role: Some("broker".into()),
+        publishers: vec!["publisher".into()],
+        ..options(&[])
+    };
+    server.set_up(&first).await.unwrap();
+    // Nobody names the roles again.
+    let later = options(&[table("public.a", None), table("app.b", None)]);
+    let report = server.set_up(&later).await.unwrap();
+    assert!(report.steps.iter().any(|step| step.starts_with("grants to broker: ")), "{report:?}");
+    let rights = "SELECT concat_ws(' ', has_table_privilege('broker', 'a', 'SELECT'),
+        has_schema_privilege('broker', 'app', 'USAGE'), has_table_privilege('broker', 'app.b', 'SELECT'),
+        has_table_privilege('publisher', 'a', 'SELECT'))";
+    assert_eq!(text(&admin, rights).await, "t t t f");
+    assert!(!server.set_up(&later).await.unwrap().changed());
+}
+
+#[tokio::test]
 async fn rules_that_would_harm_are_refused() {
     let server = Server::tuned(&[]).await;
     let admin = server.admin().await;
@@ -180,9 +237,9 @@ async fn roles_that_may_not_are_told_who_may() {
         assert!(expected.iter().all(|word| error.to_string().contains(word)), "{error}");
     };
     check("owner", &["ALTER ROLE \"owner\" REPLICATION", "--print-sql=broker"]).await;
-    check("sender", &["schema walcast", "permission denied for database"]).await;
+    check("sender", &["schema walcast: not migrated", "permission denied for database"]).await;
     admin.batch_execute("GRANT CREATE ON DATABASE postgres TO sender").await.unwrap();
-    check("sender", &["publication walcast", "must be owner of table a", "--print-sql"]).await;
+    check("sender", &["publication walcast: not created: must be owner of table a", "--print-sql"]).await;
     let options = SetupOptions { broker_role: Some("absent".into()), ..accepting.clone() };
     let error = server.set_up(&options).await.unwrap_err();
     assert!(error.to_string().contains("role \"absent\" does not exist"), "{error}");
@@ -209,7 +266,7 @@ async fn an_open_transaction_in_the_way_is_named() {
     let error = server.set_up(&impatient).await.unwrap_err();
     let SetupError::Blocked(line) = &error else { panic!("{error:?}") };
     assert!(line.contains(&format!("pid {pid} ({ADMIN}, forgotten, open for")), "{error}");
-    assert!(line.contains("pg_terminate_backend"), "{error}");
+    assert!(line.contains("slot walcast: not created") && line.contains("pg_terminate_backend"), "{error}");
     transaction.rollback().await.unwrap();
     let report = server.set_up(&impatient).await.unwrap();
     assert_eq!(report.steps, ["new generation of slot walcast", "slot walcast: created"]);

@@ -4,8 +4,8 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use walcast::cli::setup::{SetupError, SetupOptions};
-use walcast::cli::teardown::{TeardownOptions, teardown};
+use walcast::cli::setup::{SetupError, SetupOptions, setup as set_up};
+use walcast::cli::teardown::{TeardownArgs, TeardownOptions, run, teardown};
 
 use super::setup::table;
 use crate::server::{ADMIN, Server};
@@ -96,6 +96,49 @@ async fn the_database_is_as_it_was() {
 }
 
 #[tokio::test]
+async fn who_may_not_do_all_of_it_does_nothing() {
+    let server = Server::tuned(&[]).await;
+    let admin = server.admin().await;
+    let schema = "CREATE ROLE owner LOGIN REPLICATION; GRANT CREATE ON DATABASE postgres TO owner;
+        CREATE ROLE broker LOGIN REPLICATION; CREATE SCHEMA app; CREATE TABLE app.a (id int PRIMARY KEY);
+        ALTER TABLE app.a OWNER TO owner; ALTER SCHEMA app OWNER TO owner";
+    admin.batch_execute(schema).await.unwrap();
+    let before = server.dump("postgres");
+    let options = SetupOptions {
+        broker_role: Some("broker".into()),
+        tables: vec![table("app.a", None)],
+        ..SetupOptions::default()
+    };
+    set_up(&mut server.connect_as("owner", "test").await, &options).await.unwrap();
+    admin.batch_execute("ALTER ROLE owner NOREPLICATION").await.unwrap();
+    let first = "SELECT pg_drop_replication_slot('walcast')";
+    let refused = async |role: &str, parts: &[&str]| {
+        let mut client = server.connect_as(role, "test").await;
+        let error = teardown(&mut client, &TeardownOptions::default()).await.unwrap_err();
+        assert!(matches!(error, SetupError::Denied(_)), "{error:?}");
+        let error = error.to_string();
+        assert!(parts.iter().all(|part| error.contains(part)) && !error.contains("--print-sql"), "{error}");
+        assert!(error.contains("nothing was removed") && error.contains("superuser"), "{error}");
+    };
+    refused("owner", &["slot walcast needs REPLICATION", first]).await;
+    let owned =
+        ["publication walcast needs its owner, owner", "schema walcast needs its owner, owner", first];
+    refused("broker", &owned).await;
+    assert_eq!(slots(&admin).await, 1);
+    // A table that went to somebody else, who alone can take back what was granted.
+    admin.batch_execute("ALTER TABLE app.a OWNER TO postgres").await.unwrap();
+    refused("owner", &["revoking SELECT ON TABLE", "needs its owner, postgres"]).await;
+    admin.batch_execute("ALTER TABLE app.a OWNER TO owner").await.unwrap();
+
+    // What is told to do helps.
+    server.connect_as("broker", "test").await.batch_execute(first).await.unwrap();
+    refused("broker", &["publication walcast needs its owner, owner", "or as owner"]).await;
+    let mut owner = server.connect_as("owner", "test").await;
+    teardown(&mut owner, &TeardownOptions::default()).await.unwrap();
+    assert_eq!(server.dump("postgres"), before);
+}
+
+#[tokio::test]
 async fn brokers_that_run_are_cut_off() {
     let server = Server::tuned(&[]).await;
     server.set_up(&SetupOptions::default()).await.unwrap();
@@ -139,11 +182,12 @@ async fn what_the_application_built_on_it_is_not_dropped() {
     server.set_up(&SetupOptions::default()).await.unwrap();
     let admin = server.admin().await;
     admin.batch_execute("CREATE VIEW topics AS SELECT walcast.encode_segment('a b') AS topic").await.unwrap();
-    let error = tear_down(&server, PATIENT).await.unwrap_err();
-    assert!(
-        error.to_string().contains("view public.topics depends on function walcast.encode_segment"),
-        "{error}"
-    );
+    let (mut client, options, mut out) = (server.admin().await, TeardownOptions::default(), Vec::new());
+    let ended = run(&TeardownArgs::default(), &options, &mut client, &mut out).await;
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("view public.topics depends on function walcast.encode_segment"), "{error}");
+    // What was removed before is said.
+    assert_eq!(String::from_utf8(out).unwrap(), "slot walcast: dropped\n");
     admin.batch_execute("SELECT walcast.publish('a', '1'); DROP VIEW topics").await.unwrap();
     tear_down(&server, PATIENT).await.unwrap();
 }
