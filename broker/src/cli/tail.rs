@@ -25,6 +25,8 @@ Examples:
   walcast tail 'vm/*' jobs/done --json | jq .data
   walcast tail '**' --after earliest --transport ws
 
+When the broker stops or restarts, tail ends with 69 and names the cursor to go on from, by --after.
+
 With --json each line is an event; where events may be missing, a line {\"reset\": {\"reason\", \"resume\"}}.
 
 Exit codes: 0 ended by Ctrl-C or --limit, 64 wrong usage, 69 broker not available, 1 anything else.")]
