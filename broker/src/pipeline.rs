@@ -218,15 +218,13 @@ impl<B: Backbone> Publisher<B> {
         Ok(())
     }
 
-    /// Publishes notes that the end of a stream had cut off.
+    /// Publishes the note that the end of the stream has cut off.
     async fn say_unsaid(&mut self) -> Result<(), BackboneError> {
-        while let Some(note) = self.assembly.unsaid.first().cloned() {
-            let (epoch, head) = (self.assembly.epoch, self.assembly.head);
-            let batch = Batch { epoch, after: head, upto: head, entries: Arc::from([]), note: Some(note) };
-            self.backbone.publish(&batch).await?;
-            self.assembly.unsaid.remove(0);
+        let note = self.assembly.unsaid.take();
+        match self.assembly.batch(note) {
+            Some(batch) => self.backbone.publish(&batch).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn flush<S: Source>(&mut self, source: &mut S, note: Option<Note>) -> Result<(), PublishError> {
@@ -236,7 +234,7 @@ impl<B: Backbone> Publisher<B> {
             published = self.backbone.publish(&batch) => published?,
             // However long the backbone takes, the server does not wait for it.
             error = source.ended() => {
-                self.assembly.unsaid.extend(batch.note.filter(said_once));
+                self.assembly.unsaid = batch.note.filter(said_once);
                 return Err(error.into());
             }
         }
@@ -265,8 +263,8 @@ struct Assembly {
     open: Option<Open>,
     /// What may be acknowledged once `ready` is published.
     end: Option<u64>,
-    /// Notes that are said once, and were not: at most one for each stream that ended.
-    unsaid: Vec<Note>,
+    /// A note that is said once, and was not when the stream ended.
+    unsaid: Option<Note>,
 }
 
 struct Open {
@@ -288,7 +286,7 @@ impl Assembly {
             upto: None,
             open: None,
             end: None,
-            unsaid: Vec::new(),
+            unsaid: None,
         }
     }
 

@@ -158,12 +158,15 @@ impl Governor {
         memory: &mut Memory,
         now: Instant,
     ) -> Result<Sight, tokio_postgres::Error> {
-        // Columns of later versions are read through jsonb, where absent ones are null.
+        // Columns of later versions are read through jsonb, where absent ones are null. Of walsenders our own role's are
+        // shown whole; one that is `potential` becomes `sync` when a standby goes.
         const SLOTS: &str = "
             SELECT s.slot_name::text AS name, s.wal_status, s.safe_wal_size AS safe, s.restart_lsn AS restart,
                    s.confirmed_flush_lsn AS confirmed, age(s.catalog_xmin)::int8 AS xmin_age, s.active_pid AS pid,
                    (to_jsonb(s)->>'failover')::bool AS failover, (to_jsonb(s)->>'synced')::bool AS synced,
                    extract(epoch FROM now() - (to_jsonb(s)->>'inactive_since')::timestamptz)::float8 AS rests,
+                   (SELECT r.sync_state <> 'async' FROM pg_catalog.pg_stat_replication r WHERE r.pid = s.active_pid)
+                       AS synchronous,
                    pg_size_bytes(current_setting('max_slot_wal_keep_size')) AS keep,
                    extract(epoch FROM current_setting('idle_replication_slot_timeout', true)::interval)::float8
                        AS idle_timeout,
@@ -182,11 +185,6 @@ impl Governor {
                    p.transaction::text, age(p.transaction)
             FROM pg_catalog.pg_prepared_xacts p
             ORDER BY age DESC LIMIT 1";
-        // Our own role's row is shown whole. `potential` becomes `sync` when a standby goes.
-        const SYNCHRONOUS: &str = "
-            SELECT coalesce(bool_or(r.sync_state <> 'async'), false)
-            FROM pg_catalog.pg_stat_replication r WHERE r.pid = $1";
-        let synchronous = session.query_one(SYNCHRONOUS, &[&self.slots.walsender]).await?.try_get(0)?;
         let oldest = session.query_opt(OLDEST, &[]).await?;
         let lsn = wal_end(session).await?;
         let rows = session.query(SLOTS, &[&self.slots.floor, &self.slots.live]).await?;
@@ -220,6 +218,7 @@ impl Governor {
             };
             if facts.name == self.slots.live {
                 sight.ours = some::<i32>(row, "pid")? == Some(self.slots.walsender);
+                sight.facts.synchronous = sight.ours && some(row, "synchronous")?.unwrap_or(false);
                 (sight.restart, sight.confirmed) = (restart.unwrap_or(lsn), confirmed.unwrap_or(lsn));
                 slots.insert("live", facts);
             } else {
@@ -228,7 +227,6 @@ impl Governor {
             }
         }
         sight.facts.slots = slots;
-        sight.facts.synchronous = synchronous;
         sight.facts.standbys = self.standbys.as_ref().map_or_else(Vec::new, |seen| seen.borrow().clone());
         let seconds = |row: &Row, column| {
             some::<f64>(row, column).map(|seconds| seconds.map(|seconds| seconds.max(0.0) as u64))
