@@ -73,7 +73,7 @@ async fn not_found(uri: Uri) -> Response {
 }
 
 fn problem(code: ProblemCode, detail: String) -> Response {
-    let problem = Problem { title: code.title(), status: code.status(), code, detail, resume: None };
+    let problem = Problem::new(code, detail);
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
 }

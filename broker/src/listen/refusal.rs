@@ -24,8 +24,7 @@ pub(super) fn replace(head: &[u8]) -> Option<Vec<u8>> {
 
 /// A whole answer that closes the connection.
 pub(super) fn answer(code: ProblemCode, detail: &str) -> Vec<u8> {
-    let problem =
-        Problem { title: code.title(), status: code.status(), code, detail: detail.to_owned(), resume: None };
+    let problem = Problem::new(code, detail);
     // Plain data with string keys: serialising it cannot fail.
     let body = serde_json::to_string(&problem).unwrap_or_default();
     let retry = match code {

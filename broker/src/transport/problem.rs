@@ -64,13 +64,7 @@ pub(crate) fn retry_after() -> HeaderValue {
 impl Refusal {
     /// The problem document, on one line.
     pub(crate) fn into_json(self) -> Vec<u8> {
-        let problem = Problem {
-            title: self.code.title(),
-            status: self.code.status(),
-            code: self.code,
-            detail: self.detail,
-            resume: self.resume,
-        };
+        let problem = Problem { resume: self.resume, ..Problem::new(self.code, self.detail) };
         // Plain data with string keys: serialising it cannot fail.
         serde_json::to_vec(&problem).unwrap_or_default()
     }

@@ -182,3 +182,11 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<Cursor>,
 }
+
+impl Problem {
+    /// With title and status as its code has them, and nowhere to go on from.
+    #[must_use]
+    pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self { title: code.title(), status: code.status(), code, detail: detail.into(), resume: None }
+    }
+}
