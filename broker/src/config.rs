@@ -30,10 +30,10 @@ const DOCUMENT: &str = "docs/configuration.md";
 pub struct Config {
     /// `[postgres]`: the server.
     pub postgres: postgres::Config,
-    /// `[source]`: slot, publication, delivery.
-    pub source: source::wal::Config,
+    /// `[source]`: by which way; slot, publication, delivery.
+    pub source: source::Config,
     /// `[replay]`: what a restart can read again.
-    pub replay: source::wal::Replay,
+    pub replay: source::config::Replay,
     /// `[router]`: limits of one event.
     pub router: router::Config,
     /// `[pipeline]`: limits of one transaction.

@@ -7,7 +7,7 @@ use crate::cli::setup::PublishedTable;
 use crate::config::{Config, Loader};
 use crate::postgres::{ConnectErrorKind, Session};
 use crate::router::{Router, RuleError};
-use crate::source::wal::catalog;
+use crate::source::tables;
 
 /// Where the settings come from.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -91,7 +91,7 @@ fn router(config: &Config, origin: &str) -> Result<Router, Failure> {
 pub async fn check_rules(session: &Session, config: &Config, origin: &str) -> Result<(), Failure> {
     let router = router(config, origin)?;
     let names: Vec<_> = router.tables().map(|table| table.name).collect();
-    let facts = catalog::read_tables(session, &names).await;
+    let facts = tables::read(session, &names).await;
     let facts = facts.map_err(|error| Failure::new(exit::UNAVAILABLE, error.to_string()))?;
     match router.check(&facts) {
         errors if errors.is_empty() => Ok(()),

@@ -1,4 +1,9 @@
 //! Where changes come from. One implementation per way to read Postgres.
+//!
+//! - [`wal`]: the write-ahead log
+//! - [`config`]: which, and what it needs; [`tables`]: what the catalog says of tables, [`types`] of types
+//! - [`seed`]: reads current values of state tables; `seeding`: when
+//! - `failure`: why there is no stream, and what that says of the next attempt
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +11,15 @@ use std::time::Duration;
 use crate::event::Changes;
 use crate::router::TableRule;
 
+pub mod config;
+mod failure;
+pub mod seed;
+mod seeding;
+pub mod tables;
+pub mod types;
 pub mod wal;
+
+pub use config::{Config, SourceKind};
 
 /// What to do after a source failed.
 #[derive(Clone, Debug, PartialEq, Eq)]

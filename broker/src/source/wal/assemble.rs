@@ -19,8 +19,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::pgoutput::{self, DecodeError, Described, Message};
-use super::types::{TypeMap, TypeRow};
 use crate::event::{Change, ChangeKind, Column, Commit, Relation, Row, TransactionPart};
+use crate::source::types::{TypeMap, TypeRow};
 use crate::telemetry;
 use crate::value::ValueKind;
 

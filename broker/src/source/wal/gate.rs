@@ -14,11 +14,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_postgres::{Error, Statement};
 
-use super::connect::{Failure, Kind, two_servers};
+use super::connect::two_servers;
 use crate::event::Snapshot;
 use crate::health::{Health, Part};
 use crate::postgres::{ConnectError, Session, Target, describe, is_shutdown};
 use crate::sabotage::{Fault, sabotaged};
+use crate::source::failure::{Failure, Kind};
 
 /// Whatever else is asked on this session does not wait for locks: the gate would wait behind it.
 const NO_LOCKS: &str = "SET lock_timeout = '100ms'";

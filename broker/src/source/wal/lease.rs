@@ -12,10 +12,10 @@ use tokio_postgres::error::SqlState;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::config::Config;
-use super::connect::{Failure, Kind};
 use crate::health::{Health, Part};
 use crate::postgres::{Companion, Session, describe};
+use crate::source::Config;
+use crate::source::failure::{Failure, Kind, NOT_GRANTED};
 
 /// Between two looks at who leads, and of the leader at whether it is asked to go.
 const LOOK: Duration = Duration::from_millis(250);
@@ -314,9 +314,7 @@ fn refused(error: &tokio_postgres::Error) -> Failure {
         Some(code) if *code == SqlState::UNDEFINED_COLUMN => Failure::needs_operator(
             "the schema walcast is older than this program: run `walcast setup` with it",
         ),
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
-            Failure::needs_operator(super::connect::NOT_GRANTED)
-        }
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::needs_operator(NOT_GRANTED),
         _ => Failure::again(format!("looking who leads: {}", describe(error))),
     }
 }

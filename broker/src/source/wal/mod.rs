@@ -4,10 +4,10 @@
 //! - [`lease`]: waits until nobody else leads, and hands over to whom was told to
 //! - [`connect`]: copies the slot, names the number line, starts; `replication` speaks the protocol
 //! - [`rebuild`]: makes slot and generation anew where the number line ended
-//! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions, [`types`] asks the catalog
+//! - [`pgoutput`] decodes, [`assemble`] makes parts of transactions
 //! - `patience`: how long the server may be silent
 //! - [`gate`]: only what others can see is yielded
-//! - [`seed`]: current values of state tables, beside the stream; `seeding`: when they are read
+//! - [`seed`]: current values of state tables, and from where on they are exact
 //! - [`floor`]: moves the persistent slot up behind the window that a restart reads again
 //! - [`governor`]: looks at both slots, and lets WAL go in time; [`retention`]: what its figures mean
 //! - [`standby`]: asks standbys whether they have the floor, too
@@ -16,6 +16,7 @@
 //! flush position back.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,9 +25,12 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Epoch;
 
-use super::{Source, SourceError};
+use super::failure::{Failure, Kind};
+use super::seeding::Seeding;
+use super::types::{self, TypeRow};
+use super::{Config, Source, SourceError};
 use crate::event::{Changes, Commit};
-use crate::health::{Health, Part};
+use crate::health::Health;
 use crate::hub::Hub;
 use crate::postgres::{Closed, Companion, Session, SessionState, Target, describe};
 use crate::router::TableRule;
@@ -34,7 +38,6 @@ use crate::sabotage::{Fault, sabotaged};
 
 pub mod assemble;
 pub mod catalog;
-pub mod config;
 mod connect;
 #[doc(hidden)]
 pub mod encode;
@@ -48,15 +51,13 @@ pub(crate) mod rebuild;
 pub mod replication;
 mod retention;
 pub mod seed;
-mod seeding;
 mod slots;
 mod standby;
-pub mod types;
 
-pub use config::{Config, Delivery, Replay};
+pub use super::config::{Delivery, Replay};
 
 use assemble::{Assembler, Output};
-use connect::{Connected, Failure, Kind};
+use connect::Connected;
 use floor::Floor;
 use gate::Gate;
 use governor::Governor;
@@ -64,9 +65,7 @@ use lease::{Handover, Lease};
 use patience::Patience;
 use replication::{Frame, Stream};
 use retention::Pressure;
-use seeding::{Seeding, next_piece};
 use slots::Slots;
-use types::TypeRow;
 
 /// Transactions that are remembered because they may not be visible yet.
 const YIELDED_MAX: usize = 4096;
@@ -84,12 +83,7 @@ pub struct Wal {
     target: Target,
     companion: Arc<Companion>,
     health: Arc<Health>,
-    tables: Vec<TableRule>,
-    /// Tables to read again, and those to forget, since the rules changed.
-    reread: Vec<TableRule>,
-    forget: Vec<Arc<str>>,
-    /// Not before this: the last attempt failed.
-    reread_after: Option<Instant>,
+    seeding: Seeding,
     live: Option<Live>,
     lease: Lease,
     /// A rebuild of the slot that is not done yet.
@@ -100,12 +94,6 @@ pub struct Wal {
     line: Option<(Epoch, u64)>,
     /// On which number line everything up to where is published.
     published: Option<(Epoch, u64)>,
-    /// All current values were read on that line.
-    seeded: bool,
-    /// Where the reading that ended last settles.
-    settle: u64,
-    /// They were read once, on whatever line: from then on every failure may pass.
-    begun: bool,
     patience: Patience,
     /// Without a gate: the newest transactions yielded, which others may not see yet.
     yielded: VecDeque<(u32, Instant)>,
@@ -123,7 +111,6 @@ struct Live {
     /// The catalog is being asked for types. Kept here for the same reason as the gate's look: whoever gives up
     /// waiting does not ask again.
     lookup: Option<Lookup>,
-    seeding: Option<Seeding>,
     ready: VecDeque<Changes>,
     acknowledged: watch::Sender<u64>,
     watch: Watch,
@@ -175,17 +162,11 @@ impl Wal {
             replay,
             hub,
             companion,
+            seeding: Seeding::new(Arc::clone(&health)),
             health,
-            tables: Vec::new(),
-            reread: Vec::new(),
-            forget: Vec::new(),
-            reread_after: None,
             live: None,
             line: None,
             published: None,
-            seeded: false,
-            settle: 0,
-            begun: false,
             patience: Patience::default(),
             yielded: VecDeque::new(),
         }
@@ -247,7 +228,8 @@ impl Wal {
                 self.yielded.clear();
             }
             self.line = Some((start.epoch, start.from));
-            (self.published, self.seeded, self.settle) = (self.line, false, 0);
+            self.published = self.line;
+            self.seeding.all_due();
         }
         let gate_session = gate.as_ref().map(Gate::session);
         let handover = self.lease.won(walsender, gate_session.clone(), asked_by).await?;
@@ -265,7 +247,6 @@ impl Wal {
             gate,
             waiting: None,
             lookup: None,
-            seeding: None,
             ready: [Changes::Start(start)].into(),
             acknowledged,
             watch: Watch::over(Ends {
@@ -306,11 +287,11 @@ impl Wal {
         if let Some(changes) = live.ready.pop_front() {
             return Ok(Some(changes));
         }
-        let reading = live.seeding.as_ref().is_none_or(|seeding| seeding.begun);
+        let reading = self.seeding.lets_go_on();
         let either = async {
             // By chance: neither a large table nor a busy stream holds the other up.
             tokio::select! {
-                piece = next_piece(&mut live.seeding) => Step::Piece(piece),
+                piece = self.seeding.next() => Step::Piece(piece.map(Some)),
                 changes = live_step(
                     &mut live.stream, &mut live.assembler, &mut live.gate, &mut live.waiting, &mut live.lookup,
                     &self.companion, self.config.lease,
@@ -324,19 +305,13 @@ impl Wal {
             step = either => step,
         };
         let changes = match step {
-            Step::Piece(Err(failure)) if self.begun && failure.kind != Kind::Shutdown => {
-                self.postpone_seeding(&failure);
+            Step::Piece(Err(failure)) => {
+                self.seeding.failed(failure)?;
                 return Ok(None);
             }
             Step::Piece(changes) | Step::Stream(changes) => changes?,
         };
         match &changes {
-            Some(Changes::SeedEnd(end)) => {
-                live.seeding = None;
-                self.settle = end.settle;
-                (self.seeded, self.begun) = (true, true);
-                self.health.well(Part::Seed);
-            }
             Some(Changes::Transaction(part)) => {
                 self.patience.heard(true, live.since.elapsed(), self.config.lease);
                 if self.config.delivery == Delivery::Fast {
@@ -362,6 +337,24 @@ impl Wal {
         Ok(changes)
     }
 
+    /// Starts to read current values if that is due.
+    fn start_seeding(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        let (target, yielded) = (&self.target, &mut self.yielded);
+        let bytes_per_second = NonZeroU64::new(self.config.seed_bytes_per_second).unwrap_or(NonZeroU64::MIN);
+        self.seeding.start(self.line.map(|(_, upto)| upto), &mut live.ready, |order| {
+            yielded.retain(|(_, at)| at.elapsed() < YIELDED_AGE_MAX);
+            let yielded = yielded.iter().map(|(xid, _)| *xid).collect();
+            let config = seed::Config { yielded, bytes_per_second };
+            let target = target.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let mut session = Session::connect(&target, "walcast seed").await?;
+                seed::seed(&mut session, &order.tables, &order.forget, &config, &order.out).await?;
+                Ok(())
+            }))
+        });
+    }
+
     /// Says once that the log from before the stream's begin was read.
     fn replayed(&mut self, upto: u64) {
         if let Some((begin, from, until)) = self.replaying
@@ -375,14 +368,12 @@ impl Wal {
 
     /// The stream is over: lets go of everything and says what to do.
     fn fail(&mut self, mut failure: Failure) -> SourceError {
-        let running = self.begun;
+        let running = self.seeding.begun();
         // Dropping the stream ends the connection, which releases the lease.
-        if let Some(mut live) = self.live.take() {
+        self.seeding.interrupt();
+        if let Some(live) = self.live.take() {
             if failure.kind == Kind::Passing && live.watch.sessions_were_shut_down() {
                 failure.kind = Kind::Shutdown;
-            }
-            if let Some(seeding) = live.seeding.take() {
-                self.take_back(seeding);
             }
         }
         if failure.kind == Kind::Silent {
@@ -451,13 +442,6 @@ async fn ended(companion: &mut watch::Receiver<SessionState>, gate: Option<Arc<S
             _ => Failure::again("the companion session ended"),
         },
         closed = gate => Failure::of_closed("gate", &closed),
-    }
-}
-
-impl Failure {
-    fn of_closed(session: &str, closed: &Closed) -> Self {
-        let kind = if matches!(closed, Closed::Shutdown(_)) { Kind::Shutdown } else { Kind::Passing };
-        Self { message: format!("the {session} session: {closed}"), kind }
     }
 }
 
@@ -550,7 +534,7 @@ impl Source for Wal {
     }
 
     fn keep_values_of(&mut self, all: Vec<TableRule>, changed: Vec<Arc<str>>) {
-        self.rules_changed(all, changed);
+        self.seeding.rules_changed(all, changed);
     }
 
     async fn close(&mut self) {

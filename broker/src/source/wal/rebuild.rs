@@ -15,10 +15,11 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Position;
 
-use super::Config;
 use super::catalog::Slot;
-use super::connect::{Failure, Kind, NOT_GRANTED, literal};
+use super::connect::literal;
 use crate::postgres::{Companion, Session, Target, describe};
+use crate::source::Config;
+use crate::source::failure::{Failure, Kind, NOT_GRANTED};
 use crate::telemetry::{LABEL_REASON, REBUILDS_TOTAL};
 
 /// Between two looks while the stream runs.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Config;
 use crate::health::Health;
 use crate::postgres::Companion;
+use crate::source::Config;
 
 /// A subquery: `lsn` is what all standbys of `synchronized_standby_slots` have (null: none is listed), `gone` names
 /// those that are not connected.

@@ -11,9 +11,9 @@ use walcast::event::{
     Cell, Change, ChangeKind, Changes, Commit, OldRow, Relation, Row, SeedRows, Snapshot, TransactionPart,
 };
 use walcast::postgres::RENDERING;
+use walcast::source::types;
 use walcast::source::wal::assemble::{Assembler, Output};
 use walcast::source::wal::seed::{self, SeedError, SeedTable};
-use walcast::source::wal::types;
 use walcast::value::write_json;
 
 use super::server;

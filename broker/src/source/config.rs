@@ -1,14 +1,17 @@
-//! `[source]`: the slot, the publication, and when an event may be delivered.
+//! `[source]`: by which way Postgres is read, and what that way needs.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// How the write-ahead log is read.
+/// How Postgres is read.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The persistent slot that keeps the log for restarts; the streamed copy is named after it.
+    /// By which way.
+    pub kind: SourceKind,
+    /// The persistent slot that keeps the log for restarts; the streamed copy is named after it. Where there is no
+    /// slot, still the name of the source.
     pub slot: String,
     /// The publication that names the tables.
     pub publication: String,
@@ -27,6 +30,28 @@ pub struct Config {
     /// Ask the broker that leads to hand over, once. No key, for it is about one start: `serve --takeover`.
     #[serde(skip)]
     pub takeover: bool,
+}
+
+/// A way to read Postgres.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// The write-ahead log, by logical replication.
+    #[default]
+    Wal,
+    /// A table, for servers without logical replication or behind a transaction pooler.
+    Outbox,
+}
+
+impl SourceKind {
+    /// Its name, as the configuration and `walcast.settings` have it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wal => "wal",
+            Self::Outbox => "outbox",
+        }
+    }
 }
 
 /// What a restart can read again.
@@ -72,6 +97,7 @@ pub enum Delivery {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            kind: SourceKind::default(),
             slot: "walcast".into(),
             publication: "walcast".into(),
             delivery: Delivery::Visible,
