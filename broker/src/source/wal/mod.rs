@@ -371,10 +371,11 @@ impl Wal {
         let running = self.seeding.begun();
         // Dropping the stream ends the connection, which releases the lease.
         self.seeding.interrupt();
-        if let Some(live) = self.live.take() {
-            if failure.kind == Kind::Passing && live.watch.sessions_were_shut_down() {
-                failure.kind = Kind::Shutdown;
-            }
+        if let Some(live) = self.live.take()
+            && failure.kind == Kind::Passing
+            && live.watch.sessions_were_shut_down()
+        {
+            failure.kind = Kind::Shutdown;
         }
         if failure.kind == Kind::Silent {
             self.patience.silent();
