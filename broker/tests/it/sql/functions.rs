@@ -212,7 +212,7 @@ async fn bad_arguments_raise() {
     check("publish_once('k', NULL, '1')", "a topic is not NULL").await;
     check("publish_once('k', 'a', NULL)", "the data of an event is not NULL").await;
     client.batch_execute("SELECT walcast.notify(repeat('/', 85), 'x')").await.unwrap();
-    assert_eq!(error(&client, "UPDATE walcast.settings SET carry = 'outbox'").await.0, "23514");
+    assert_eq!(error(&client, "UPDATE walcast.settings SET carry = 'pigeon'").await.0, "23514");
 }
 
 #[tokio::test]

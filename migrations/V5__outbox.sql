@@ -1,0 +1,440 @@
+-- Events in a table, for servers whose write-ahead log nobody may read, or that are reached through a pooler.
+--
+-- A row is found by the transaction that wrote it, not by its id: ids are drawn in one order and committed in
+-- another. A tick is a snapshot of which transactions were over; the rows of a tick are those that its snapshot
+-- sees and the one before does not. Both are written down, so a tick is read again as it was. (The method is that of
+-- PgQ, the queue of Skytools.)
+--
+-- Nothing is ever deleted, for that would leave dead rows behind: rows lie in lanes, which take turns by the
+-- clock, and a lane whose rows nobody needs any more is emptied as a whole. There is a lane for every time, so
+-- publishing never fails for want of one, also where no broker has run for months.
+
+ALTER TABLE walcast.settings
+    DROP CONSTRAINT carry_is_known_to_this_version,
+    ADD CONSTRAINT carry_is_known_to_this_version CHECK (carry IN ('wal', 'outbox')),
+    -- How long one lane is written to before the next is.
+    ADD COLUMN lane_seconds integer NOT NULL DEFAULT 150 CHECK (lane_seconds BETWEEN 1 AND 86400);
+
+-- No cache: whoever has seen what another transaction did draws a later id.
+CREATE SEQUENCE walcast.outbox_id CACHE 1;
+
+CREATE TABLE walcast.outbox (
+    lane        smallint NOT NULL,
+    -- Before `id`, for it is drawn before: a transaction that a snapshot does not know yet draws later ids.
+    xid         xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+    id          bigint NOT NULL DEFAULT pg_catalog.nextval('walcast.outbox_id'),
+    -- Of a row's change: its table.
+    topic       text NOT NULL,
+    -- ` key=value` pairs, as in the first line of a message.
+    options     text NOT NULL,
+    data        jsonb NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+) PARTITION BY LIST (lane);
+ALTER SEQUENCE walcast.outbox_id OWNED BY walcast.outbox.id;
+CREATE INDEX outbox_xid_id ON walcast.outbox (xid, id);
+CREATE INDEX outbox_in_order ON walcast.outbox (id);
+
+CREATE TABLE walcast.tick (
+    lane        smallint NOT NULL,
+    id          bigint NOT NULL,
+    snapshot    pg_snapshot NOT NULL,
+    -- Whatever the snapshot does not know, and was not yet open, has a higher id.
+    low_id      bigint NOT NULL,
+    made_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    -- A tick's lane follows from its id, so ids are unique: of two brokers that both think they lead, one fails.
+    PRIMARY KEY (lane, id)
+) PARTITION BY LIST (lane);
+CREATE INDEX tick_in_order ON walcast.tick (id);
+
+DO $$
+BEGIN
+    FOR lane IN 0..7 LOOP
+        EXECUTE format('CREATE TABLE walcast.outbox_%s PARTITION OF walcast.outbox FOR VALUES IN (%s)', lane, lane);
+        EXECUTE format('CREATE TABLE walcast.tick_%s PARTITION OF walcast.tick FOR VALUES IN (%s)', lane, lane);
+    END LOOP;
+END $$;
+
+-- One row: who makes ticks, and what is needed of them.
+CREATE TABLE walcast.outbox_reader (
+    one             boolean PRIMARY KEY DEFAULT true CHECK (one),
+    -- A broker leads until its time is over by the server's clock. `token` rises with each change of hands, so one
+    -- that was stopped and goes on knows that it is nobody any more.
+    holder          uuid,
+    token           bigint NOT NULL DEFAULT 0,
+    leads_until     timestamptz NOT NULL DEFAULT '-infinity',
+    -- Rows up to this tick may be gone: a restart reads from behind it.
+    kept            bigint NOT NULL,
+    -- Nothing was published between this position and the tick behind `kept`.
+    quiet_tick      bigint NOT NULL,
+    quiet_ordinal   bigint NOT NULL
+);
+
+-- Marked IMMUTABLE for the same reason as walcast.message_prefix().
+CREATE FUNCTION walcast.carry() RETURNS text
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN (SELECT s.carry FROM walcast.settings AS s);
+END $$;
+
+CREATE FUNCTION walcast.lane_seconds() RETURNS integer
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN (SELECT s.lane_seconds FROM walcast.settings AS s);
+END $$;
+
+-- Which lane is written to now.
+CREATE FUNCTION walcast.lane() RETURNS smallint
+LANGUAGE sql VOLATILE AS $$
+    SELECT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8
+        OPERATOR(pg_catalog./) walcast.lane_seconds() OPERATOR(pg_catalog.%) 8)::pg_catalog.int2
+$$;
+
+-- Publishes `data` on `topic` when the transaction commits, and not if it is rolled back.
+CREATE OR REPLACE FUNCTION walcast.publish(topic text, data jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+#variable_conflict use_variable
+DECLARE
+    lsn pg_catalog.pg_lsn;
+BEGIN
+    -- Nearly every topic passes this quick test; the exact one takes longer.
+    IF (topic COLLATE pg_catalog."C" OPERATOR(pg_catalog.~)
+            '^[0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff][0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff.:@-]*'
+            '(?:/[0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff][0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff.:@-]*)*$'
+        AND pg_catalog.octet_length(topic) OPERATOR(pg_catalog.<=) 255) IS NOT TRUE
+    THEN
+        PERFORM walcast.check_topic(topic);
+    END IF;
+    IF data IS NULL THEN
+        RAISE EXCEPTION 'walcast: the data of an event is not NULL' USING ERRCODE = '22023',
+            HINT = 'Publish the JSON value ''null''::jsonb if the event has nothing to say.';
+    END IF;
+    IF walcast.carry() OPERATOR(pg_catalog.=) 'outbox' THEN
+        INSERT INTO walcast.outbox (lane, topic, options, data) VALUES (walcast.lane(), topic, '', data);
+    ELSE
+        lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
+            topic OPERATOR(pg_catalog.||) E'\n' OPERATOR(pg_catalog.||) data::pg_catalog.text);
+    END IF;
+END $$;
+
+-- Stands in for pg_notify: the channel is one segment of a topic, the payload a JSON string, and the same
+-- pair arrives once however often a transaction sends it.
+CREATE OR REPLACE FUNCTION walcast.notify(channel text, payload text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+#variable_conflict use_variable
+DECLARE
+    topic   pg_catalog.text := channel;
+    lsn     pg_catalog.pg_lsn;
+BEGIN
+    IF channel IS NULL OR channel OPERATOR(pg_catalog.=) '' THEN
+        RAISE EXCEPTION 'walcast: a channel has at least one character' USING ERRCODE = '22023',
+            HINT = 'Call walcast.notify(channel, payload) as you would pg_notify.';
+    END IF;
+    IF channel COLLATE pg_catalog."C" OPERATOR(pg_catalog.!~) '^[0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff:@-]+$' THEN
+        topic := walcast.encode_segment(channel);
+    END IF;
+    IF pg_catalog.octet_length(topic) OPERATOR(pg_catalog.>) 255 THEN
+        RAISE EXCEPTION 'walcast: the channel is too long: as a topic it has % bytes, at most 255 fit',
+            pg_catalog.octet_length(topic) USING ERRCODE = '22023',
+            HINT = 'Characters that topics forbid count three times, percent-encoded.';
+    END IF;
+    IF walcast.carry() OPERATOR(pg_catalog.=) 'outbox' THEN
+        INSERT INTO walcast.outbox (lane, topic, options, data)
+        VALUES (walcast.lane(), topic, ' once=1', pg_catalog.to_jsonb(COALESCE(payload, '')));
+    ELSE
+        lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
+            topic OPERATOR(pg_catalog.||) E' once=1\n' OPERATOR(pg_catalog.||)
+            pg_catalog.to_json(COALESCE(payload, ''))::pg_catalog.text);
+    END IF;
+END $$;
+
+-- A changed function is planned again by every session, and so what was folded into its plans is read anew.
+CREATE OR REPLACE FUNCTION walcast.forget_key() RETURNS trigger
+LANGUAGE plpgsql AS $$
+DECLARE
+    planned pg_catalog.regprocedure;
+BEGIN
+    FOR planned IN
+        SELECT p.oid FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace OPERATOR(pg_catalog.=) 'walcast'::pg_catalog.regnamespace
+            AND (p.proname OPERATOR(pg_catalog.=) ANY (ARRAY['publish', 'notify', 'lane']::pg_catalog.name[])
+                OR p.proname OPERATOR(pg_catalog.~) '^rows_')
+    LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s VOLATILE', planned);
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER forget_settings AFTER INSERT OR UPDATE OR DELETE ON walcast.settings
+    FOR EACH STATEMENT EXECUTE FUNCTION walcast.forget_key();
+
+-- The first tick: what was over by now is not an event. Whether there was none.
+CREATE FUNCTION walcast.outbox_begin() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    IF EXISTS (SELECT FROM walcast.outbox_reader) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO walcast.tick (lane, id, snapshot, low_id)
+    SELECT 0, 1, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
+    INSERT INTO walcast.outbox_reader (kept, quiet_tick, quiet_ordinal) VALUES (1, 2, 0);
+    RETURN true;
+END $$;
+
+-- What a broker has to know before it reads, of the source `source`.
+CREATE FUNCTION walcast.outbox_start(source text) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_variable
+BEGIN
+    RETURN (SELECT json_build_object(
+        'system', (SELECT c.system_identifier::text FROM pg_control_system() AS c),
+        'timeline', left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+        'database', (SELECT d.oid::text FROM pg_database AS d WHERE d.datname = current_database()),
+        'generation', (SELECT g.generation::text FROM walcast.source AS g WHERE g.slot = source),
+        'carry', (SELECT s.carry FROM walcast.settings AS s),
+        'lane_seconds', (SELECT s.lane_seconds FROM walcast.settings AS s),
+        'xmax', pg_snapshot_xmax(pg_current_snapshot())::text,
+        'kept', r.kept, 'quiet_tick', r.quiet_tick, 'quiet_ordinal', r.quiet_ordinal,
+        'last', (SELECT max(t.id) FROM walcast.tick AS t))::text
+        FROM walcast.outbox_reader AS r);
+END $$;
+
+-- Ticks from `first` on, in order.
+CREATE FUNCTION walcast.outbox_ticks(first bigint, ticks_max integer)
+RETURNS TABLE (id bigint, snapshot text, low_id bigint, made_us bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog SET enable_seqscan = off SET jit = off AS $$
+    SELECT t.id, t.snapshot::text, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
+    FROM walcast.tick AS t WHERE t.id >= first ORDER BY t.id LIMIT ticks_max
+$$;
+
+-- Rows that the snapshot `upto` sees and `seen` does not, in the order of their ids, behind `after`: the same
+-- whenever it is asked. `more`: there may be others behind them. `low` is that of the tick of `seen`.
+--
+-- Few are found by their transactions. Of many, which come when no broker has read for long, a page must not cost what
+-- all of them do, so those are read by their ids.
+CREATE FUNCTION walcast.outbox_rows(
+    seen pg_snapshot, upto pg_snapshot, low bigint, after bigint, rows_max integer, bytes_max bigint)
+RETURNS TABLE (id bigint, xid bigint, topic text, options text, data text, more boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    top     xid8 := pg_snapshot_xmax(seen);
+    bottom  xid8 := pg_snapshot_xmax(upto);
+    open    xid8[] := ARRAY(SELECT pg_snapshot_xip(seen));
+    many    boolean := (
+        SELECT count(*) > rows_max FROM (
+            (SELECT FROM walcast.outbox AS o WHERE o.xid >= top AND o.xid < bottom LIMIT rows_max + 1)
+            UNION ALL
+            (SELECT FROM walcast.outbox AS o WHERE o.xid = ANY (open) LIMIT rows_max + 1)
+        ) AS found);
+    behind  bigint := after;
+BEGIN
+    IF many THEN
+        behind := greatest(after, least(low, (
+            SELECT min(f.id) - 1 FROM unnest(open) AS u(xid) CROSS JOIN LATERAL
+                (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.id LIMIT 1) AS f)));
+    END IF;
+    RETURN QUERY
+    SELECT p.id, p.xid::text::bigint, p.topic, p.options, p.data::text, p.more
+    FROM (
+        SELECT f.*, count(*) OVER () = rows_max OR sum(f.size) OVER () >= bytes_max AS more,
+            sum(f.size) OVER (ORDER BY f.id) - f.size AS above
+        FROM (
+            (SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data) AS size
+            FROM walcast.outbox AS o
+            WHERE many AND o.id > behind AND pg_visible_in_snapshot(o.xid, upto) AND NOT pg_visible_in_snapshot(o.xid, seen)
+            ORDER BY o.id LIMIT rows_max)
+            UNION ALL
+            SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
+            FROM walcast.outbox AS o
+            WHERE NOT many AND o.xid >= top AND o.xid < bottom AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
+            UNION ALL
+            SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
+            FROM walcast.outbox AS o
+            WHERE NOT many AND o.xid = ANY (open) AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
+            ORDER BY 2 LIMIT rows_max
+        ) AS f
+    ) AS p
+    WHERE p.above < bytes_max ORDER BY p.id;
+END $$;
+
+-- Takes the lease, or keeps it: the token; NULL where somebody else leads.
+CREATE FUNCTION walcast.outbox_lead(holder uuid, seconds double precision) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_variable
+DECLARE
+    held    bigint;
+BEGIN
+    -- What the broker writes down for itself waits for no standby.
+    PERFORM set_config('synchronous_commit', 'local', true);
+    UPDATE walcast.outbox_reader AS r
+    SET holder = holder, leads_until = clock_timestamp() + make_interval(secs => seconds),
+        token = r.token + CASE WHEN r.holder = holder AND r.leads_until > clock_timestamp() THEN 0 ELSE 1 END
+    WHERE r.holder IS NOT DISTINCT FROM holder OR r.leads_until <= clock_timestamp()
+    RETURNING r.token INTO held;
+    RETURN held;
+END $$;
+
+-- Gives the lease back, so that nobody has to wait until it is over.
+CREATE FUNCTION walcast.outbox_leave(held bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'local', true);
+    UPDATE walcast.outbox_reader AS r SET leads_until = '-infinity' WHERE r.token = held;
+END $$;
+
+-- Looks what has become visible since the tick `before`, whose snapshot is `seen`. If anything has, or if it is
+-- `forced`, it makes the next tick, provided that the caller still leads, and answers it with its first rows. The first
+-- line of the answer, without an id, says what was done: `lost` (somebody else leads), `quiet` or `tick`.
+CREATE FUNCTION walcast.outbox_look(
+    held bigint, before bigint, seen pg_snapshot, low bigint, forced boolean, rows_max integer, bytes_max bigint)
+RETURNS TABLE (
+    id bigint, xid bigint, topic text, options text, data text, more boolean,
+    done text, snapshot text, low_id bigint, made_us bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    top     xid8 := pg_snapshot_xmax(seen);
+    open    xid8[] := ARRAY(SELECT pg_snapshot_xip(seen));
+    drawn   bigint := (SELECT s.last_value - 1 FROM walcast.outbox_id AS s);
+    made    pg_snapshot;
+BEGIN
+    IF NOT EXISTS (SELECT FROM walcast.outbox_reader AS r WHERE r.token = held AND r.leads_until > clock_timestamp())
+    THEN
+        done := 'lost';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    IF NOT forced AND NOT EXISTS (SELECT FROM walcast.outbox AS o WHERE o.xid >= top)
+        AND NOT EXISTS (SELECT FROM walcast.outbox AS o WHERE o.xid = ANY (open))
+    THEN
+        done := 'quiet';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    -- On disk before anybody is told of it, or a server that crashed would make another one of the same number.
+    PERFORM set_config('synchronous_commit', 'local', true);
+    INSERT INTO walcast.tick AS t (lane, id, snapshot, low_id)
+    SELECT ((before + 1) >> 17) % 8, before + 1, pg_current_snapshot(), drawn
+    WHERE EXISTS (SELECT FROM walcast.outbox_reader AS r
+        WHERE r.token = held AND r.leads_until > clock_timestamp())
+    RETURNING t.snapshot, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
+    INTO made, low_id, made_us;
+    IF made IS NULL THEN
+        done := 'lost';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    done := 'tick';
+    snapshot := made::text;
+    RETURN NEXT;
+    RETURN QUERY
+        SELECT r.*, NULL::text, NULL::text, NULL::bigint, NULL::bigint
+        FROM walcast.outbox_rows(seen, made, low, 0, rows_max, bytes_max) AS r;
+END $$;
+
+-- Nobody needs what the tick `kept` sees: writes that down, and empties the lanes that hold nothing else. How many;
+-- NULL where the caller does not lead. Never waits for a lock.
+CREATE FUNCTION walcast.outbox_trim(held bigint, kept bigint, quiet_tick bigint, quiet_ordinal bigint)
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog SET enable_seqscan = off SET jit = off SET lock_timeout = '50ms' AS $$
+#variable_conflict use_variable
+DECLARE
+    seen    pg_snapshot;
+    top     xid8;
+    open    xid8[];
+    now     integer := walcast.lane();
+    needed  boolean;
+    emptied integer := 0;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'local', true);
+    UPDATE walcast.outbox_reader AS r
+    SET kept = kept, quiet_tick = quiet_tick, quiet_ordinal = quiet_ordinal
+    WHERE r.token = held AND r.leads_until > clock_timestamp() AND r.kept <= kept;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT t.snapshot INTO STRICT seen FROM walcast.tick AS t WHERE t.id = kept;
+    top := pg_snapshot_xmax(seen);
+    open := ARRAY(SELECT pg_snapshot_xip(seen));
+    FOR lane IN 0..7 LOOP
+        -- Nobody writes to any other, but transactions that were long on their way.
+        CONTINUE WHEN lane IN (now, (now + 7) % 8);
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM walcast.outbox_%s)
+            OR EXISTS (SELECT FROM walcast.outbox_%s WHERE xid >= $1 OR xid = ANY ($2))', lane, lane)
+            INTO needed USING top, open;
+        CONTINUE WHEN needed;
+        BEGIN
+            EXECUTE format('LOCK TABLE walcast.outbox_%s IN ACCESS EXCLUSIVE MODE', lane);
+            -- Once more: what was open then may have committed.
+            EXECUTE format('SELECT EXISTS (SELECT FROM walcast.outbox_%s WHERE xid >= $1 OR xid = ANY ($2))', lane)
+                INTO needed USING top, open;
+            IF NOT needed THEN
+                EXECUTE format('TRUNCATE walcast.outbox_%s', lane);
+                emptied := emptied + 1;
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END LOOP;
+    FOR lane IN 0..7 LOOP
+        EXECUTE format('SELECT coalesce(max(id) >= $1, true) FROM walcast.tick_%s', lane) INTO needed USING kept;
+        CONTINUE WHEN needed;
+        BEGIN
+            EXECUTE format('TRUNCATE walcast.tick_%s', lane);
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END LOOP;
+    RETURN emptied;
+END $$;
+
+-- The number line ends, and another begins with the next tick. `discard`: also all events, since their transactions are
+-- numbered by another server.
+CREATE FUNCTION walcast.outbox_renew(source text, held bigint, discard boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_variable
+DECLARE
+    last    bigint;
+BEGIN
+    PERFORM FROM walcast.outbox_reader AS r
+    WHERE r.token = held AND r.leads_until > clock_timestamp() FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE walcast.source AS s SET generation = DEFAULT, created_at = DEFAULT WHERE s.slot = source;
+    IF discard THEN
+        last := (SELECT max(t.id) FROM walcast.tick AS t) + 1;
+        TRUNCATE walcast.outbox;
+        INSERT INTO walcast.tick (lane, id, snapshot, low_id)
+        SELECT (last >> 17) % 8, last, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
+        UPDATE walcast.outbox_reader AS r SET kept = last, quiet_tick = last + 1, quiet_ordinal = 0;
+    END IF;
+    RETURN true;
+END $$;
+
+-- As at the end of the first migration: nobody may do anything with what is new here but the owner.
+DO $$
+DECLARE
+    revoke_all pg_catalog.text;
+BEGIN
+    FOR revoke_all IN
+        SELECT DISTINCT format('REVOKE ALL ON %s FROM %s', object,
+            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
+        FROM (
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS object,
+                c.relowner AS owner, coalesce(c.relacl, acldefault(
+                    CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner)) AS acl
+            FROM pg_class c WHERE c.relnamespace = 'walcast'::regnamespace AND c.relname ~ '^(outbox|tick)'
+                AND c.relkind IN ('r', 'p', 'S')
+            UNION ALL
+            SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+            FROM pg_proc p WHERE p.pronamespace = 'walcast'::regnamespace
+                AND (p.proname ~ '^outbox_' OR p.proname IN ('carry', 'lane', 'lane_seconds'))
+        ) AS objects, aclexplode(acl)
+        WHERE grantee <> owner
+    LOOP
+        EXECUTE revoke_all;
+    END LOOP;
+END $$;
