@@ -115,8 +115,9 @@ pub enum ChangeKind {
 pub struct Commit {
     /// The commit LSN (outbox: the tick).
     pub major: u64,
-    /// The commit LSN, for readers of replicas.
-    pub lsn: u64,
+    /// The commit LSN, for readers of replicas; `None` where no log was read. Transactions of one `major` interleave
+    /// then, so nobody knows which event is a transaction's last.
+    pub lsn: Option<u64>,
     /// The top-level transaction id.
     pub xid: u32,
     /// When it committed, in microseconds since 1970-01-01 UTC, by Postgres's clock.
@@ -169,7 +170,12 @@ impl Snapshot {
     /// Whether a top-level transaction is finished, and so visible, in this snapshot.
     #[must_use]
     pub fn contains(&self, xid: u32) -> bool {
-        let xid = self.widen(xid);
+        self.sees(self.widen(xid))
+    }
+
+    /// The same, by the whole id.
+    #[must_use]
+    pub fn sees(&self, xid: u64) -> bool {
         xid < self.xmin || (xid < self.xmax && self.xip.binary_search(&xid).is_err())
     }
 }

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
+use walcast_wire::Position;
 
 use crate::backbone::Backbone as _;
 use crate::backbone::local::Local;
@@ -21,8 +22,9 @@ use crate::hub::{Hub, StateFull};
 use crate::pipeline::{self, PublishError};
 use crate::postgres::{Companion, DsnError};
 use crate::router::{Router, RuleConfig, RuleError};
-use crate::source::wal::{Wal, catalog};
-use crate::source::{Retry, SourceError};
+use crate::source::outbox::{self, Outbox};
+use crate::source::wal::{self, Wal};
+use crate::source::{Retry, Source, SourceError, SourceKind};
 use crate::{admin, listen, telemetry, transport};
 
 mod monitor;
@@ -294,13 +296,23 @@ async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
         None => return Ok(()),
         Some(result) => result?,
     }
-    let source = Wal::new(
-        parts.config.source.clone(),
-        parts.config.replay.clone(),
-        Arc::clone(&parts.companion),
-        Arc::clone(&parts.health),
-        Arc::clone(&parts.hub),
-    );
+    let config = parts.config.source.clone();
+    let (companion, health) = (Arc::clone(&parts.companion), Arc::clone(&parts.health));
+    let hub = Arc::clone(&parts.hub);
+    match config.kind {
+        SourceKind::Wal => {
+            let replay = parts.config.replay.clone();
+            Box::pin(publish_from(&parts, Wal::new(config, replay, companion, health, hub))).await
+        }
+        SourceKind::Outbox => {
+            let target = companion.target().clone();
+            Box::pin(publish_from(&parts, Outbox::new(config, target, health, hub))).await
+        }
+    }
+}
+
+/// Reads until stopped.
+async fn publish_from(parts: &Parts, source: impl Source) -> Result<(), NodeError> {
     let ended = pipeline::publish(
         source,
         parts.rules.subscribe(),
@@ -312,7 +324,7 @@ async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
     .await;
     match ended {
         Err(PublishError::Source(error)) if error.retry == Retry::HandedOver => {
-            hand_over(&parts, &error.message).await;
+            hand_over(parts, &error.message).await;
             Ok(())
         }
         ended => Ok(ended?),
@@ -350,14 +362,30 @@ async fn wait_until_suitable(parts: &Parts) -> Result<(), NodeError> {
 /// Whether server, schema, publication and tables are as the rules need them.
 async fn check(parts: &Parts, router: &Router) -> Result<(), NodeError> {
     let names: Vec<Arc<str>> = router.tables().map(|table| table.name).collect();
-    let facts = catalog::read(&parts.companion, &parts.config.source, &names).await?;
-    if let Some(problem) = facts.publication {
-        return Err(NodeError::Publication(problem));
-    }
-    match router.check(&facts.tables) {
+    let config = &parts.config.source;
+    let tables = match config.kind {
+        SourceKind::Wal => {
+            let facts = wal::catalog::read(&parts.companion, config, &names).await?;
+            if let Some(problem) = facts.publication {
+                return Err(NodeError::Publication(problem));
+            }
+            facts.tables
+        }
+        SourceKind::Outbox => outbox::catalog::read(&parts.companion, config, &names).await?,
+    };
+    match router.check(&tables) {
         errors if errors.is_empty() => Ok(()),
         errors => Err(NodeError::Rules(errors)),
     }
+}
+
+/// Where what is written from now on lies behind.
+async fn end_of_line(parts: &Parts) -> Result<Position, SourceError> {
+    let end = match parts.config.source.kind {
+        SourceKind::Wal => wal::catalog::log_end(&parts.companion).await,
+        SourceKind::Outbox => outbox::catalog::end(&parts.companion, &parts.config.source).await,
+    };
+    end.map(Position::before)
 }
 
 /// What needs doing now and then: old events go, also while nothing happens; figures are published.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use walcast_wire::{Epoch, Position};
 
 use crate::backbone::{Backbone, BackboneError};
-use crate::event::{Batch, Changes, Entry, Note, Start, TransactionPart};
+use crate::event::{Batch, Changes, Commit, Entry, Note, Start, TransactionPart};
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
 use crate::router::{Router, Routing};
@@ -378,10 +378,13 @@ fn entry_bytes(entry: &Entry) -> usize {
     }
 }
 
+/// An entry of a transaction that is too large to mark its last ones. Where transactions interleave none is marked
+/// anyway.
 fn partial(mut entry: Entry) -> Entry {
+    let marked = |commit: &Commit| commit.lsn.is_some();
     match &mut entry {
-        Entry::Event(event) => event.partial = true,
-        Entry::ClearTable { partial, .. } => *partial = true,
+        Entry::Event(event) => event.partial = event.commit.as_deref().is_some_and(marked),
+        Entry::ClearTable { partial, commit, .. } => *partial = marked(commit),
     }
     entry
 }

@@ -72,7 +72,7 @@ impl Fleet {
             topic: waiter.topic.clone(),
             op: Op::Message,
             data: Bytes::from_static(br#"{"job":4711}"#),
-            commit: Some(Arc::new(Commit { major: upto.major, lsn: upto.major, xid: 7, time_us: 1 })),
+            commit: Some(Arc::new(Commit { major: upto.major, lsn: Some(upto.major), xid: 7, time_us: 1 })),
             unchanged: [].into(),
             omitted: [].into(),
             partial: false,

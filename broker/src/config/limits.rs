@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
     size("source.seed_bytes_per_second", config.source.seed_bytes_per_second, KIB, u64::MAX)?;
     size("replay.wal_bytes", config.replay.wal_bytes, 0, u64::MAX)?;
     size("router.event_bytes_max", config.router.event_bytes_max, KIB, 64 * MIB)?;
+    time("source.poll_max", config.source.poll_max, "2ms", "1s")?;
     size("pipeline.atomic_events_max", config.pipeline.atomic_events_max, 1, 1_000_000)?;
     size("pipeline.atomic_bytes_max", config.pipeline.atomic_bytes_max, KIB, 1024 * MIB)?;
     size("pipeline.batch_events_max", config.pipeline.batch_events_max, 1, 1_000_000)?;

@@ -125,11 +125,12 @@ impl Encoder {
         if !self.commit.as_ref().is_some_and(|known| Arc::ptr_eq(known, commit)) {
             self.commit = Some(Arc::clone(commit));
             self.commit_text.clear();
-            let (lsn, xid) = (commit.lsn, commit.xid);
             let _ = write!(self.commit_text, r#","time":""#);
             write_time(commit.time_us, &mut self.commit_text);
-            let _ =
-                write!(self.commit_text, r#"","lsn":"{:X}/{:X}","xid":{xid}"#, lsn >> 32, lsn & 0xFFFF_FFFF);
+            if let Some(lsn) = commit.lsn {
+                let _ = write!(self.commit_text, r#"","lsn":"{:X}/{:X}"#, lsn >> 32, lsn & 0xFFFF_FFFF);
+            }
+            let _ = write!(self.commit_text, r#"","xid":{}"#, commit.xid);
         }
         &self.commit_text
     }
@@ -244,7 +245,7 @@ mod tests {
     #[test]
     fn an_encoded_event_is_the_wire_event() {
         let commit =
-            Arc::new(Commit { major: 7, lsn: 0x16_B374_D848, xid: 9, time_us: 1_700_000_000_123_456 });
+            Arc::new(Commit { major: 7, lsn: Some(0x16_B374_D848), xid: 9, time_us: 1_700_000_000_123_456 });
         let event = Event {
             position: Position::new(7, 3),
             topic: Topic::new("vm/a\"b").unwrap(),
@@ -269,6 +270,13 @@ mod tests {
         let frame: walcast_wire::ServerFrame<serde_json::Value> =
             serde_json::from_slice(&encoded.websocket_frame()[4..]).unwrap();
         assert!(matches!(frame, walcast_wire::ServerFrame::Event(_)));
+
+        let unlogged = Commit { major: 7, lsn: None, xid: 9, time_us: 0 };
+        let event = Event { commit: Some(Arc::new(unlogged)), ..event };
+        let encoded = encoder.encode(&event, event.op, false);
+        let wire: walcast_wire::Event<serde_json::Value> = serde_json::from_slice(&encoded.json()).unwrap();
+        assert_eq!((wire.lsn, wire.xid, wire.last), (None, Some(9), false));
+        assert_eq!(wire.time.as_deref(), Some("1970-01-01T00:00:00.000000Z"));
     }
 
     #[test]

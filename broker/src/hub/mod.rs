@@ -255,6 +255,12 @@ impl Hub {
         Subscription::new(Arc::clone(self), &mut inner, topics, from)
     }
 
+    /// How much it holds.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The newest position ingested, as a cursor.
     #[must_use]
     pub fn head(&self) -> Option<Cursor> {
@@ -464,14 +470,16 @@ impl Retained {
 }
 
 /// Marks each transaction's last event of each topic. A batch holds whole transactions, but for parts that
-/// are too large to mark.
+/// are too large to mark; where they interleave none is marked.
 fn mark_last(events: &mut [(Event, bool)]) {
     let same = |a: &(Event, bool), b: &(Event, bool)| match (&a.0.commit, &b.0.commit) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
         _ => false,
     };
+    let whole = |event: &Event| event.commit.as_ref().is_none_or(|commit| commit.lsn.is_some());
     for transaction in events.chunk_by_mut(same) {
         match transaction {
+            [(first, _), ..] if !whole(first) => {}
             [(_, last)] => *last = true,
             many => {
                 let mut seen = HashSet::new();

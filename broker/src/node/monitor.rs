@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use walcast_wire::Position;
 
-use super::{NodeError, Parts, check};
+use super::{NodeError, Parts, check, end_of_line};
 use crate::health::Part;
 use crate::router::Router;
 use crate::source::Retry;
-use crate::source::wal::catalog;
 
 /// Between two looks at the database.
 const LOOK: Duration = Duration::from_secs(5);
@@ -69,7 +68,7 @@ async fn look(parts: &Parts, missed: &mut Missed) {
             parts.health.well(Part::Catalog);
             if !missed.tables.is_empty() && missed.back.is_none() {
                 // Where this cannot be asked, the next look asks again.
-                missed.back = catalog::log_end(&parts.companion).await.ok().map(Position::before);
+                missed.back = end_of_line(parts).await.ok();
             }
         }
         // Out of reach: the stream says so, and better.

@@ -21,7 +21,7 @@ fn assembly(atomic_events_max: usize) -> Assembly {
 }
 
 fn part(lsn: u64, ordinals: std::ops::RangeInclusive<u64>, end: Option<u64>) -> TransactionPart {
-    let commit = Arc::new(Commit { major: lsn, lsn, xid: 1, time_us: 0 });
+    let commit = Arc::new(Commit { major: lsn, lsn: Some(lsn), xid: 1, time_us: 0 });
     let content = Bytes::from_static(b"t\n1");
     let change = |ordinal| Change { ordinal, kind: ChangeKind::Message { content: content.clone() } };
     TransactionPart { commit, changes: ordinals.map(change).collect(), end }

@@ -63,7 +63,7 @@ fn one_line(json: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(json.iter().map(|byte| if breaks(byte) { b' ' } else { *byte }).collect())
 }
 
-/// The contents of one transaction's messages that arrive once.
+/// The contents of messages that arrive once in a transaction.
 #[derive(Debug, Default)]
 pub(super) struct Once {
     seen: HashSet<u128>,
@@ -71,15 +71,16 @@ pub(super) struct Once {
 }
 
 impl Once {
-    /// A transaction begins.
+    /// A transaction begins, or several that interleave.
     pub(super) fn clear(&mut self) {
         self.seen.clear();
         self.seen.shrink_to(ONCE_KEPT);
     }
 
-    /// Whether this pair is new.
-    pub(super) fn first(&mut self, topic: &Topic, body: &[u8]) -> bool {
-        let [high, low] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one((topic, body))));
+    /// Whether this pair is new to the transaction.
+    pub(super) fn first(&mut self, xid: u32, topic: &Topic, body: &[u8]) -> bool {
+        let [high, low] =
+            self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one((xid, topic, body))));
         let hash = (high << 64) | low;
         if self.seen.len() >= ONCE_MAX {
             return !self.seen.contains(&hash);
@@ -133,11 +134,12 @@ mod tests {
     fn once_is_per_transaction() {
         let (a, b) = (Topic::new("a").unwrap(), Topic::new("b").unwrap());
         let mut once = Once::default();
-        assert!(once.first(&a, b"1"));
-        assert!(!once.first(&a, b"1"));
-        assert!(once.first(&a, b"2"));
-        assert!(once.first(&b, b"1"));
+        assert!(once.first(7, &a, b"1"));
+        assert!(!once.first(7, &a, b"1"));
+        assert!(once.first(7, &a, b"2"));
+        assert!(once.first(7, &b, b"1"));
+        assert!(once.first(8, &a, b"1"), "another's, beside it");
         once.clear();
-        assert!(once.first(&a, b"1"));
+        assert!(once.first(7, &a, b"1"));
     }
 }

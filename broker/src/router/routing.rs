@@ -104,7 +104,7 @@ impl Routing {
             Ok(message) => message,
             Err(reason) => return self.router.notices.message(reason),
         };
-        if message.once && !self.once.first(&message.topic, &content[message.body..]) {
+        if message.once && !self.once.first(commit.xid, &message.topic, &content[message.body..]) {
             return;
         }
         if message.too_large {

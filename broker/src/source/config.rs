@@ -23,6 +23,9 @@ pub struct Config {
     /// How fast state tables are read, in bytes of text per second.
     #[serde(deserialize_with = "crate::units::bytes")]
     pub seed_bytes_per_second: u64,
+    /// Of the outbox: the longest pause between two looks, while nothing comes.
+    #[serde(with = "humantime_serde")]
+    pub poll_max: Duration,
     /// Pause after the server said that it stops, for a client that comes back at once would be in its way. No
     /// key: nobody gains by another value, but tests, which do not have the time.
     #[serde(skip)]
@@ -103,6 +106,7 @@ impl Default for Config {
             delivery: Delivery::Visible,
             lease: Duration::from_secs(5),
             seed_bytes_per_second: 64 << 20,
+            poll_max: Duration::from_millis(500),
             shutdown_pause: Duration::from_secs(10),
             takeover: false,
         }

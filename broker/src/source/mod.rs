@@ -1,6 +1,6 @@
 //! Where changes come from. One implementation per way to read Postgres.
 //!
-//! - [`wal`]: the write-ahead log
+//! - [`wal`]: the write-ahead log; [`outbox`]: a table
 //! - [`config`]: which, and what it needs; [`tables`]: what the catalog says of tables, [`types`] of types
 //! - [`seed`]: reads current values of state tables; `seeding`: when
 //! - `failure`: why there is no stream, and what that says of the next attempt
@@ -13,6 +13,7 @@ use crate::router::TableRule;
 
 pub mod config;
 mod failure;
+pub mod outbox;
 pub mod seed;
 mod seeding;
 pub mod tables;

@@ -18,7 +18,7 @@ fn hub(events: usize) -> Arc<Hub> {
 }
 
 fn commit(lsn: u64, xid: u32) -> Arc<Commit> {
-    Arc::new(Commit { major: lsn, lsn, xid, time_us: 0 })
+    Arc::new(Commit { major: lsn, lsn: Some(lsn), xid, time_us: 0 })
 }
 
 fn message(lsn: u64, ordinal: u64, topic: &str) -> Entry {

@@ -78,7 +78,7 @@ fn message(content: &str) -> ChangeKind {
 }
 
 fn commit() -> Arc<Commit> {
-    Arc::new(Commit { major: 100, lsn: 100, xid: 7, time_us: 1 })
+    Arc::new(Commit { major: 100, lsn: Some(100), xid: 7, time_us: 1 })
 }
 
 /// Routes the changes as one transaction, ordinals from 1.

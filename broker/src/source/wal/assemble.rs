@@ -108,13 +108,13 @@ impl Assembler {
                 if self.open.is_some() {
                     return Err(DecodeError::OutOfOrder('B'));
                 }
-                let commit = Arc::new(Commit { major: commit_lsn, lsn: commit_lsn, xid, time_us });
+                let commit = Arc::new(Commit { major: commit_lsn, lsn: Some(commit_lsn), xid, time_us });
                 let open = Open { commit: Arc::clone(&commit), ordinal: 0, changes: Vec::new(), bytes: 0 };
                 self.open = Some(open);
                 Ok(Some(Output::Begin(commit)))
             }
             Message::Commit { commit_lsn, end_lsn } => match self.open.take() {
-                Some(open) if open.commit.lsn == commit_lsn => Ok(Some(Output::Part(TransactionPart {
+                Some(open) if open.commit.major == commit_lsn => Ok(Some(Output::Part(TransactionPart {
                     commit: open.commit,
                     changes: open.changes,
                     end: Some(end_lsn),
@@ -254,7 +254,7 @@ mod tests {
         let mut assembler = Assembler::new("k");
         let outputs = feed(&mut assembler, [encode::begin(0x10, 5)]);
         let [Output::Begin(commit)] = &outputs[..] else { panic!("{outputs:?}") };
-        assert_eq!((commit.major, commit.lsn, commit.xid), (0x10, 0x10, 5));
+        assert_eq!((commit.major, commit.lsn, commit.xid), (0x10, Some(0x10), 5));
         assert!(assembler.in_transaction());
         let outputs = feed(&mut assembler, [vms(), row("1"), row("2"), encode::commit(0x10, 0x40)]);
         let [Output::Part(part)] = &outputs[..] else { panic!("{outputs:?}") };

@@ -98,7 +98,7 @@ impl Edge {
     /// Commits a transaction of events, each with its ordinal; returns the cursor behind it.
     pub(crate) fn commit(&self, events: Vec<(u64, Event)>) -> Cursor {
         let lsn = self.head.fetch_add(2, Ordering::SeqCst);
-        let commit = Arc::new(Commit { major: lsn, lsn, xid: lsn as u32, time_us: 0 });
+        let commit = Arc::new(Commit { major: lsn, lsn: Some(lsn), xid: lsn as u32, time_us: 0 });
         let entries = events.into_iter().map(|(ordinal, event)| {
             let (position, commit) = (Position::new(lsn, ordinal), Some(Arc::clone(&commit)));
             Entry::Event(Event { position, commit, ..event })
