@@ -33,6 +33,7 @@ mod rows;
 mod sabotage;
 mod seed;
 mod seeding;
+mod source;
 mod sql;
 mod state;
 mod stop;

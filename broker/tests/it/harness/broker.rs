@@ -9,10 +9,12 @@ use tokio_postgres::Client as Sql;
 use walcast::cli::local;
 use walcast::config::Config;
 use walcast::node::{Node, NodeError};
-use walcast_client::wire::Event;
+use walcast::source::SourceKind;
+use walcast_client::wire::{Cursor, Event};
 use walcast_client::{After, Client, EventsRequest, Message, Transport};
 
 use super::plain::Plain;
+use super::pooler::Pooler;
 use super::server::{self, Server};
 
 // What most tests of a broker need besides.
@@ -30,6 +32,61 @@ pub(crate) struct Broker {
     /// The API, byte by byte.
     pub(crate) http: Plain,
     node: Option<Node>,
+    /// What stands between it and its database.
+    _between: Option<Between>,
+}
+
+/// How the broker under test reads Postgres.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Wal,
+    Outbox,
+    /// The outbox, and nothing but a transaction pooler to reach it by.
+    Pooled,
+}
+
+/// A pooler, and its server.
+struct Between {
+    _pooler: Pooler,
+    _server: Server,
+}
+
+impl Way {
+    /// As [`Broker::start`].
+    pub(crate) async fn start(self, name: &str, ddl: &str, rules: &str) -> Broker {
+        self.start_with(name, ddl, rules, |_| ()).await
+    }
+
+    /// As [`Broker::start_with`], but for when `change` is called: before setup.
+    pub(crate) async fn start_with(
+        self,
+        name: &str,
+        ddl: &str,
+        rules: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Broker {
+        let name = format!("{name}_{self:?}").to_lowercase();
+        let (direct, url, between) = if self == Self::Pooled {
+            let server = Server::tuned(&[("wal_level", "replica")]).await;
+            let direct = server.create_database(&name).await;
+            let pooler = Pooler::start(&server, "").await;
+            let url = pooler.dsn(&name);
+            (direct, url, Some(Between { _pooler: pooler, _server: server }))
+        } else {
+            let direct = server::create(&name).await;
+            (direct.clone(), direct, None)
+        };
+        run(&connect(&direct).await, ddl).await;
+        let mut config = config(&url, &name, rules);
+        if self != Self::Wal {
+            config.source.kind = SourceKind::Outbox;
+        }
+        change(&mut config);
+        local::set_up(&config, false).await.unwrap();
+        let mut broker = Broker::on(&name, config, connect(&direct).await).await;
+        (broker.url, broker._between) = (direct, between);
+        broker
+    }
 }
 
 impl Broker {
@@ -86,7 +143,7 @@ impl Broker {
         let client = Client::new(&format!("http://{}", node.http)).unwrap();
         let url = config.postgres.url.as_ref().unwrap().expose().to_owned();
         let http = Plain { address: node.http };
-        Self { name: name.to_owned(), url, config, sql, client, http, node: Some(node) }
+        Self { name: name.to_owned(), url, config, sql, client, http, node: Some(node), _between: None }
     }
 
     /// Waits until it is ready.
@@ -114,7 +171,13 @@ impl Broker {
     /// Stops it and starts another on its database.
     pub(crate) async fn restart(mut self) -> Self {
         self.stop().await.unwrap();
-        Self::on(&self.name, self.config, self.sql).await
+        self.start_again().await
+    }
+
+    /// Starts another on the database of this one, which has stopped.
+    pub(crate) async fn start_again(self) -> Self {
+        let new = Self::on(&self.name, self.config, self.sql).await;
+        Self { url: self.url, _between: self._between, ..new }
     }
 
     /// Runs SQL, as one transaction if it is several statements.
@@ -143,6 +206,13 @@ impl Broker {
         }
         let request = EventsRequest::new(patterns(topics)).after(after);
         Follower(within("the stream opens", self.client.open(transport, request)).await.unwrap())
+    }
+
+    /// The cursor of now.
+    pub(crate) async fn place(&self) -> Cursor {
+        let mut request = EventsRequest::new(patterns(&["**"])).after(After::Now);
+        request.wait = Some(Duration::ZERO);
+        self.client.poll(&request).await.unwrap().cursor
     }
 
     /// What one long-poll that does not wait answers.
