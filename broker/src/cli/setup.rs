@@ -339,7 +339,7 @@ fn migration_error(what: &str, error: &refinery::Error) -> SetupError {
 
 /// Slot creation waits until every transaction that was open when it began has ended. Says which are open.
 async fn blocked_by_transactions(client: &Client, what: &str) -> SetupError {
-    let holders = match client.query_one(statements::OPEN_TRANSACTIONS, &[]).await {
+    let holders = match client.query_typed_one(statements::OPEN_TRANSACTIONS, &[]).await {
         Ok(row) => {
             row.get::<_, Option<String>>(0).unwrap_or_else(|| "transactions that ended meanwhile".into())
         }

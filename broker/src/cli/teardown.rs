@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use super::setup::statements::{self, ident};
 use super::setup::{Report, SetupError, begin, end};
@@ -131,7 +132,7 @@ async fn remove_slots(
     let failed = |error| SetupError::from_postgres("looking for slots", &error);
     let deadline = Instant::now() + options.wait;
     loop {
-        let slots = client.query(SLOTS, &[&options.source]).await.map_err(failed)?;
+        let slots = client.query_typed(SLOTS, &[(&options.source, Type::TEXT)]).await.map_err(failed)?;
         if slots.is_empty() {
             return Ok(());
         }
@@ -180,7 +181,10 @@ async fn end_session(
     // Only while it still holds the slot: a pid can be reused.
     let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
         WHERE slot_name = $1 AND active_pid = $2";
-    client.query(sql, &[&slot, &pid]).await.map_err(|error| SetupError::from_postgres(&doing, &error))?;
+    client
+        .query_typed(sql, &[(&slot, Type::TEXT), (&pid, Type::INT4)])
+        .await
+        .map_err(|error| SetupError::from_postgres(&doing, &error))?;
     let step = format!("session of a broker ended: pid {pid}, slot {slot}");
     if !report.steps.contains(&step) {
         report.steps.push(step);
@@ -209,7 +213,8 @@ async fn remove_objects(
     let transaction = client.transaction().await.map_err(failed)?;
     let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), to_regnamespace('walcast') IS NOT NULL,
         to_regclass('walcast.granted') IS NOT NULL";
-    let found = transaction.query_one(sql, &[&options.publication]).await.map_err(failed)?;
+    let found =
+        transaction.query_typed_one(sql, &[(&options.publication, Type::TEXT)]).await.map_err(failed)?;
     let (publication, schema, grants): (bool, bool, bool) = (found.get(0), found.get(1), found.get(2));
     let mut steps = Vec::new();
     if publication {
@@ -224,7 +229,7 @@ async fn remove_objects(
             WHERE EXISTS (SELECT FROM pg_roles r WHERE r.rolname = g.role)
                 AND CASE kind WHEN 'SCHEMA' THEN to_regnamespace(object) IS NOT NULL
                     ELSE to_regclass(object) IS NOT NULL END";
-        for row in transaction.query(sql, &[]).await.map_err(failed)? {
+        for row in transaction.query_typed(sql, &[]).await.map_err(failed)? {
             let grant: String = row.get(0);
             let revoked = transaction.batch_execute(&format!("REVOKE {grant}")).await;
             revoked.map_err(|error| SetupError::from_postgres(&format!("revoking {grant}"), &error))?;
@@ -248,7 +253,7 @@ async fn drop_schema(transaction: &tokio_postgres::Transaction<'_>) -> Result<()
             WHERE pronamespace = 'walcast'::regnamespace
         UNION ALL SELECT 'DROP SCHEMA walcast'";
     let dropped = async {
-        for row in transaction.query(sql, &[]).await? {
+        for row in transaction.query_typed(sql, &[]).await? {
             if let Some(statement) = row.get::<_, Option<String>>(0) {
                 transaction.batch_execute(&statement).await?;
             }

@@ -2,6 +2,7 @@
 //! DELETE fail, so what would is refused here.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::plan::Publication;
 use super::{PublishedTable, SetupError, SetupOptions, statements};
@@ -30,7 +31,7 @@ pub(super) async fn roles(client: &Client, options: &SetupOptions) -> Result<(),
     let mut problems = Vec::new();
     for role in options.publishers.iter().chain(&options.broker_role) {
         let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
-        let row = client.query_one(sql, &[role]).await;
+        let row = client.query_typed_one(sql, &[(role, Type::TEXT)]).await;
         if !row.map_err(|error| SetupError::from_postgres("looking for roles", &error))?.get::<_, bool>(0) {
             problems.push(format!(
                 "role {role:?} does not exist; CREATE ROLE {} LOGIN, or name another",
@@ -63,7 +64,7 @@ async fn problem(
             ARRAY(SELECT a.attname::text FROM pg_attribute a
                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
         FROM pg_class c WHERE c.oid = to_regclass($1)";
-    let Some(row) = client.query_opt(sql, &[&quoted]).await? else {
+    let Some(row) = client.query_typed_opt(sql, &[(&quoted, Type::TEXT)]).await? else {
         return Ok(Some(format!("table {table} does not exist; create it, or correct the rule's `name`")));
     };
     let (oid, kind, persistence): (u32, String, String) = (row.get(0), row.get(1), row.get(2));
@@ -109,7 +110,7 @@ async fn identity_problem(
                 END)
         FROM (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid::regclass)) AS t (relid)
         JOIN pg_class l ON l.oid = t.relid WHERE l.relkind = 'r'";
-    for row in client.query(sql, &[&oid]).await? {
+    for row in client.query_typed(sql, &[(&oid, Type::OID)]).await? {
         let (leaf, kind, identity): (String, String, Vec<String>) = (row.get(0), row.get(1), row.get(2));
         if identity.is_empty() {
             return Ok(Some(format!(

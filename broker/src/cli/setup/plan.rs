@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use refinery::Migration;
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::statements::{self, Grant};
 use super::{SetupError, SetupOptions, migrations};
@@ -104,22 +105,23 @@ impl Current {
         let failed = |error| SetupError::from_postgres("looking at what is set up", &error);
         let mut current = Self { version: Some(version), ..Self::fresh() };
         let has = "SELECT to_regclass('walcast.refinery_schema_history') IS NOT NULL";
-        let migrated: bool = client.query_one(has, &[]).await.map_err(failed)?.get(0);
+        let migrated: bool = client.query_typed_one(has, &[]).await.map_err(failed)?.get(0);
         if migrated {
             let sql = "SELECT version FROM walcast.refinery_schema_history";
             let applied: BTreeSet<i32> =
-                client.query(sql, &[]).await.map_err(failed)?.iter().map(|row| row.get(0)).collect();
+                client.query_typed(sql, &[]).await.map_err(failed)?.iter().map(|row| row.get(0)).collect();
             current.pending.retain(|migration| !applied.contains(&migration.version()));
         }
         let schema_complete = current.pending.is_empty();
         if schema_complete {
             let sql = "SELECT EXISTS (SELECT FROM walcast.source WHERE slot = $1)";
-            current.generation = client.query_one(sql, &[&options.source]).await.map_err(failed)?.get(0);
+            current.generation =
+                client.query_typed_one(sql, &[(&options.source, Type::TEXT)]).await.map_err(failed)?.get(0);
         }
         current.brokers = read_brokers(client).await.map_err(failed)?;
         for grant in wanted_grants(options, &current.brokers) {
             if (schema_complete || grant.foreign())
-                && client.query_one(&grant.check(), &[]).await.map_err(failed)?.get(0)
+                && client.query_typed_one(&grant.check(), &[]).await.map_err(failed)?.get(0)
             {
                 current.granted.push(grant);
             }
@@ -135,7 +137,7 @@ async fn read_brokers(client: &Client) -> Result<Vec<String>, tokio_postgres::Er
     let sql = "SELECT r.rolname::text FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee
         WHERE c.oid = to_regclass('walcast.source') AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
         ORDER BY r.rolname";
-    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+    Ok(client.query_typed(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn read_publication(
@@ -164,7 +166,7 @@ async fn read_publication(
         let sql =
             "SELECT EXISTS (SELECT FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid
                 WHERE p.pubname = $1)";
-        let row = client.query_one(sql, &[&name]).await.map_err(failed)?;
+        let row = client.query_typed_one(sql, &[(&name, Type::TEXT)]).await.map_err(failed)?;
         if row.get(0) {
             return foreign("publishes whole schemas");
         }
@@ -178,7 +180,7 @@ async fn read_publication(
          JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
          JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1"
     );
-    let rows = client.query(&sql, &[&name]).await.map_err(failed)?;
+    let rows = client.query_typed(&sql, &[(&name, Type::TEXT)]).await.map_err(failed)?;
     let tables = rows.iter().map(|row| {
         let columns = row.get::<_, Option<Vec<String>>>(2).map(|columns| columns.into_iter().collect());
         ((row.get(0), row.get(1)), columns)
@@ -190,7 +192,7 @@ async fn read_slot(client: &Client, name: &str) -> Result<Slot, SetupError> {
     let sql = "SELECT plugin = 'pgoutput' AND database = current_database() AND NOT temporary,
             wal_status = 'lost', coalesce(plugin::text, 'physical'), coalesce(database::text, '')
         FROM pg_replication_slots WHERE slot_name = $1";
-    let row = client.query_opt(sql, &[&name]).await;
+    let row = client.query_typed_opt(sql, &[(&name, Type::TEXT)]).await;
     let Some(row) = row.map_err(|error| SetupError::from_postgres("reading the slots", &error))? else {
         return Ok(Slot::Missing);
     };

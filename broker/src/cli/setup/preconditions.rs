@@ -3,6 +3,7 @@
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use super::statements::ident;
 use super::{SetupError, SetupOptions};
@@ -32,7 +33,7 @@ impl Server {
     pub(super) async fn read(client: &Client, options: &SetupOptions) -> Result<Self, SetupError> {
         let failed = |error| SetupError::from_postgres("looking at the server", &error);
         let sql = "SELECT current_setting('server_version_num')::int4";
-        let version: i32 = client.query_one(sql, &[]).await.map_err(failed)?.get(0);
+        let version: i32 = client.query_typed_one(sql, &[]).await.map_err(failed)?.get(0);
         if version < VERSION_MIN {
             return Err(SetupError::Server(vec![format!(
                 "the server is Postgres {}, but only 14 and later send messages to logical decoding; upgrade it",
@@ -46,7 +47,10 @@ impl Server {
                 (SELECT count(*) FROM pg_replication_slots WHERE slot_name IN ($1, $2)),
                 current_setting('max_wal_senders')::int4, (SELECT count(*) FROM pg_stat_replication),
                 nullif(current_setting('idle_replication_slot_timeout', true), '0')";
-        let row = client.query_one(sql, &[&options.source, &live]).await.map_err(failed)?;
+        let row = client
+            .query_typed_one(sql, &[(&options.source, Type::TEXT), (&live, Type::TEXT)])
+            .await
+            .map_err(failed)?;
         Ok(Self {
             version,
             in_recovery: row.get(0),
@@ -157,7 +161,7 @@ pub(super) async fn may_replicate(client: &Client) -> Result<(), SetupError> {
     if !replication_denied(client).await {
         return Ok(());
     }
-    let row = client.query_one("SELECT current_user::text", &[]).await;
+    let row = client.query_typed_one("SELECT current_user::text", &[]).await;
     let role = row.map_or_else(|_| "<role>".into(), |row| row.get::<_, String>(0));
     Err(SetupError::Denied(format!(
         "role {role} may not create a replication slot; ALTER ROLE {} REPLICATION (on a managed service its \

@@ -2,6 +2,7 @@
 //! while the rest stays is neither set up nor taken down.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::{SLOTS, TeardownOptions};
 use crate::cli::setup::statements::drop_slot;
@@ -12,25 +13,26 @@ use crate::cli::setup::{SetupError, replication_denied};
 pub(super) async fn refuse(client: &Client, options: &TeardownOptions) -> Result<(), SetupError> {
     let failed = |error| SetupError::from_postgres("looking at what the role may do", &error);
     let sql = format!("SELECT count(*), current_user::text FROM ({SLOTS}) s");
-    let row = client.query_one(&sql, &[&options.source]).await.map_err(failed)?;
+    let row = client.query_typed_one(&sql, &[(&options.source, Type::TEXT)]).await.map_err(failed)?;
     let (slots, role): (i64, String) = (row.get(0), row.get(1));
     let slots = slots > 0;
     let mut lacks = Vec::new();
     if slots && replication_denied(client).await {
         lacks.push(format!("dropping slot {} needs REPLICATION", options.source));
     }
-    for row in client.query(&sessions(), &[&options.source]).await.map_err(failed)? {
+    for row in client.query_typed(&sessions(), &[(&options.source, Type::TEXT)]).await.map_err(failed)? {
         let (pid, owner): (i32, String) = (row.get(0), row.get(1));
         lacks.push(format!(
             "ending the broker's session, pid {pid}, needs its role, {owner}: stop the broker"
         ));
     }
     let mut owners: Vec<String> = Vec::new();
-    let mut objects = client.query(OWNED, &[&options.publication]).await.map_err(failed)?;
+    let mut objects =
+        client.query_typed(OWNED, &[(&options.publication, Type::TEXT)]).await.map_err(failed)?;
     if objects.is_empty() {
         let sql = "SELECT to_regclass('walcast.granted') IS NOT NULL";
-        if client.query_one(sql, &[]).await.map_err(failed)?.get(0) {
-            objects = client.query(GRANTS, &[]).await.map_err(failed)?;
+        if client.query_typed_one(sql, &[]).await.map_err(failed)?.get(0) {
+            objects = client.query_typed(GRANTS, &[]).await.map_err(failed)?;
         }
     }
     for row in objects {
