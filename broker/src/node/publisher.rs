@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 use walcast_wire::Topic;
 
 use crate::postgres::{Busy, Companion, LASTING, Session, describe};
@@ -85,13 +86,17 @@ async fn publish(
         let sql = format!(
             "SELECT pg_current_xact_id()::xid::text::int8 FROM {LASTING}, walcast.publish($1, $2::text::jsonb)"
         );
-        let row = session.query_one(&sql, &[&topic, &data]).await.map_err(why)?;
+        let row =
+            session.query_typed_one(&sql, &[(&topic, Type::TEXT), (&data, Type::TEXT)]).await.map_err(why)?;
         return published(&row, false);
     };
     let sql = format!(
         "SELECT (result->>'xid')::int8, outcome FROM {LASTING}, walcast.publish_once($1, $2, $3::text::jsonb)"
     );
-    let row = session.query_one(&sql, &[&key, &topic, &data]).await.map_err(why)?;
+    let row = session
+        .query_typed_one(&sql, &[(&key, Type::TEXT), (&topic, Type::TEXT), (&data, Type::TEXT)])
+        .await
+        .map_err(why)?;
     match row.try_get(1).map_err(why)? {
         "published" => published(&row, false),
         "replayed" => published(&row, true),

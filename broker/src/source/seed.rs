@@ -20,6 +20,7 @@ use futures_util::TryStreamExt;
 use tokio::sync::mpsc::{self, error::SendError};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 use tokio_postgres::{
     Client, GenericClient, IsolationLevel, SimpleQueryMessage, SimpleQueryRow, Transaction,
 };
@@ -227,7 +228,7 @@ async fn wait_until_visible(client: &Client, yielded: &[u32]) -> Result<(), Seed
 }
 
 async fn current_snapshot(client: &impl GenericClient) -> Result<Snapshot, SeedError> {
-    let row = client.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
+    let row = client.query_typed_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
     let snapshot: String = row.try_get(0)?;
     Snapshot::parse(&snapshot).ok_or(SeedError::Snapshot(snapshot))
 }
@@ -267,7 +268,7 @@ async fn find(client: &Client, tables: &[SeedTable]) -> Result<Vec<Found>, SeedE
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname || '.' || c.relname = ANY ($1::text[])";
     let names: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
-    let rows = client.query(QUERY, &[&names]).await?;
+    let rows = client.query_typed(QUERY, &[(&names, Type::TEXT_ARRAY)]).await?;
     let mut found = Vec::with_capacity(tables.len());
     for table in tables {
         let name = Arc::clone(&table.name);
@@ -370,7 +371,7 @@ impl Reader<'_> {
             WHERE c.oid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
             ORDER BY a.attnum";
         let mut columns: Vec<(String, u32, bool)> = Vec::new();
-        for row in self.transaction.query(QUERY, &[&table.oid]).await? {
+        for row in self.transaction.query_typed(QUERY, &[(&table.oid, Type::OID)]).await? {
             let (name, key): (String, bool) = (row.try_get(0)?, row.try_get(2)?);
             if key || wanted.is_none_or(|wanted| wanted.contains(&name)) {
                 columns.push((name, row.try_get(1)?, key));

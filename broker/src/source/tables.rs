@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use super::failure::{Failure, NOT_GRANTED};
 use super::{Config, SourceError};
@@ -38,7 +39,7 @@ pub(crate) async fn facts(
     publishing: Publishing<'_>,
 ) -> Result<Vec<TableFacts>, Failure> {
     let names: Vec<&str> = tables.iter().map(|name| &**name).collect();
-    let version = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await;
+    let version = client.query_typed_one("SELECT current_setting('server_version_num')::int4", &[]).await;
     let version: i32 = version.and_then(|row| row.try_get(0)).map_err(failed)?;
     let (published, publication) = match publishing {
         Publishing::Publication(name) => {
@@ -48,7 +49,10 @@ pub(crate) async fn facts(
         Publishing::Triggers => (WITH_TRIGGERS.to_owned(), ""),
     };
     let sql = format!("WITH {WANTED}, {published} {SELECT}");
-    let rows = client.query(&sql, &[&names, &publication]).await.map_err(failed)?;
+    let rows = client
+        .query_typed(&sql, &[(&names, Type::TEXT_ARRAY), (&publication, Type::TEXT)])
+        .await
+        .map_err(failed)?;
     rows.iter()
         .map(|row| {
             let text: &str = row.try_get(0).map_err(failed)?;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
 use crate::value::ValueKind;
@@ -52,7 +53,7 @@ impl TypeRow {
 /// # Errors
 /// The session's, untouched.
 pub async fn look_up(client: &Client, oids: &[u32]) -> Result<Vec<TypeRow>, Error> {
-    client.query(QUERY, &[&oids]).await?.iter().map(TypeRow::from_row).collect()
+    client.query_typed(QUERY, &[(&oids, Type::OID_ARRAY)]).await?.iter().map(TypeRow::from_row).collect()
 }
 
 /// More domains over arrays of domains than anybody has.

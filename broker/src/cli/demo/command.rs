@@ -155,7 +155,7 @@ async fn unless_stopped<T>(
 /// A database in which walcast is set up already is somebody's: taking ours down would take theirs.
 async fn refuse_if_in_use(config: &Config) -> Result<(), Failure> {
     let session = crate::cli::settings::connect(config).await?;
-    let found = session.query_one("SELECT to_regnamespace('walcast') IS NOT NULL", &[]).await;
+    let found = session.query_typed_one("SELECT to_regnamespace('walcast') IS NOT NULL", &[]).await;
     let in_use = found.and_then(|row| row.try_get::<_, bool>(0));
     session.close().await;
     match in_use {

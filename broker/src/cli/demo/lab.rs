@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use tokio_postgres::Statement;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::ledger::Ledger;
 use crate::cli::exit::{self, Failure};
@@ -69,20 +69,15 @@ pub async fn remove(database_url: &str) -> Result<(), Failure> {
 #[derive(Debug)]
 pub struct Lab {
     session: Session,
-    update: Statement,
 }
 
 impl Lab {
     /// Connects to a prepared database.
     ///
     /// # Errors
-    /// The database cannot be reached, or is not prepared.
+    /// The database cannot be reached.
     pub async fn connect(database_url: &str) -> Result<Self, Failure> {
-        let session = connect(database_url).await?;
-        let sql = "update walcast_demo.vms
-                   set email = $2, crdcommand = $3, pin = $4, status = 'assigned' where hostname = $1";
-        let update = session.prepare(sql).await.map_err(|error| refused("use its table", &error))?;
-        Ok(Self { session, update })
+        Ok(Self { session: connect(database_url).await? })
     }
 
     /// Assigns a VM in a transaction of its own, entering it into the ledger just before the commit.
@@ -92,9 +87,14 @@ impl Lab {
     pub async fn assign(&mut self, vm: u32, pin: i64, ledger: &Ledger) -> Result<(), Failure> {
         let email = format!("student-{pin}@example.org");
         let command = format!("start-session --pin {pin:06}");
+        let sql = "update walcast_demo.vms
+                   set email = $2, crdcommand = $3, pin = $4, status = 'assigned' where hostname = $1";
+        let host = hostname(vm);
+        let assigned: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&host, Type::TEXT), (&email, Type::TEXT), (&command, Type::TEXT), (&pin, Type::INT8)];
         let work = async {
             let transaction = self.session.transaction().await?;
-            transaction.execute(&self.update, &[&hostname(vm), &email, &command, &pin]).await?;
+            transaction.execute_typed(sql, &assigned).await?;
             ledger.assigned(vm, pin, Instant::now());
             transaction.commit().await
         };
@@ -123,7 +123,7 @@ impl Observer {
         let sql = "select count(*) from pg_stat_activity
                    where datname = current_database() and application_name like 'walcast%'
                      and application_name <> $1";
-        let row = self.0.query_one(sql, &[&APPLICATION_NAME]).await;
+        let row = self.0.query_typed_one(sql, &[(&APPLICATION_NAME, Type::TEXT)]).await;
         let row = row.map_err(|error| refused("count connections", &error))?;
         Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
     }
@@ -156,7 +156,7 @@ mod tests {
 
         let session = connect(&url).await.unwrap();
         let sql = "select count(*) filter (where status = 'free'), max(pin) from walcast_demo.vms";
-        let row = session.query_one(sql, &[]).await.unwrap();
+        let row = session.query_typed_one(sql, &[]).await.unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 4711));
         let mut observer = Observer::connect(&url).await.unwrap();
         assert_eq!(observer.broker_connections().await.unwrap(), 0, "its own do not count");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 
 use crate::postgres::Companion;
 use crate::router::TableFacts;
@@ -82,7 +82,7 @@ impl Publication {
                    (SELECT min(r.prrelid::regclass::text) FROM pg_publication_rel r
                     WHERE r.prpubid = p.oid AND to_jsonb(r)->>'prqual' IS NOT NULL)
             FROM pg_publication p WHERE p.pubname = $1";
-        let Some(row) = client.query_opt(SQL, &[&name]).await? else { return Ok(None) };
+        let Some(row) = client.query_typed_opt(SQL, &[(&name, Type::TEXT)]).await? else { return Ok(None) };
         Ok(Some(Self {
             all_tables: row.try_get(0)?,
             via_root: row.try_get(1)?,
@@ -134,7 +134,7 @@ pub(super) struct Slot {
 pub async fn log_end(companion: &Companion) -> Result<u64, SourceError> {
     const SQL: &str = "SELECT pg_current_wal_insert_lsn()";
     let read = async {
-        let row = companion.lock().await?.query_one(SQL, &[]).await;
+        let row = companion.lock().await?.query_typed_one(SQL, &[]).await;
         let lsn: PgLsn = row.and_then(|row| row.try_get(0)).map_err(failed)?;
         Ok(lsn.into())
     };
@@ -158,8 +158,8 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
     const SLOT: &str = "
         SELECT wal_status IS NOT DISTINCT FROM 'lost', plugin::text, database::text
         FROM pg_replication_slots WHERE slot_name = $1";
-    let row = client.query_one(SERVER, &[]).await?;
-    let slot_row = client.query_opt(SLOT, &[&config.slot]).await?;
+    let row = client.query_typed_one(SERVER, &[]).await?;
+    let slot_row = client.query_typed_opt(SLOT, &[(&config.slot, Type::TEXT)]).await?;
     let slot = |row: tokio_postgres::Row| {
         Ok(Slot { lost: row.try_get(0)?, plugin: row.try_get(1)?, database: row.try_get(2)? })
     };

@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{PgLsn, ToSql};
+use tokio_postgres::types::{PgLsn, Type};
 use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Position;
 
 use super::connect::literal;
 use super::retention::Pressure;
-use super::slots::{NO_STANDBYS, STANDBYS_CONFIRMED, Slots};
+use super::slots::{NO_STANDBYS, Parameter, STANDBYS_CONFIRMED, Slots};
 use super::standby;
 use crate::facts::Copy;
 use crate::health::Part;
@@ -141,8 +141,7 @@ impl Floor {
         }
         let mut session = self.slots.companion.lock().await.map_err(|error| error.to_string())?;
         let failed = |error: tokio_postgres::Error| describe(&error);
-        let (live, walsender, slot) = (&self.slots.live, &self.slots.walsender, &self.slots.floor);
-        let row = session.query_opt(&look, &[live, walsender, slot]).await.map_err(failed)?;
+        let row = session.query_typed_opt(&look, &self.slots.parameters(&[])).await.map_err(failed)?;
         let Some(row) = row else { return Ok(()) };
         let lsn = |column: usize| row.try_get::<_, Option<PgLsn>>(column).map_err(failed);
         let (Some(confirmed), Some(floor), Some(live_restart)) = (lsn(0)?, lsn(1)?, lsn(2)?) else {
@@ -157,17 +156,21 @@ impl Floor {
         };
         let gone: Option<String> = row.try_get(4).map_err(failed)?;
         if target.waits {
-            session.execute(GO_ON, &[]).await.map_err(failed)?;
+            session.execute_typed(GO_ON, &[]).await.map_err(failed)?;
         }
         if pace.moves(&goal, &seen, start) {
             let (quiet, ordinal) =
                 (PgLsn::from(goal.quiet_from.major), goal.quiet_from.ordinal.cast_signed());
             let to = PgLsn::from(goal.lsn);
-            let write: [&(dyn ToSql + Sync); 6] = [live, walsender, slot, &quiet, &ordinal, &to];
-            if session.execute(WRITE, &write).await.map_err(failed)? == 0 {
+            let write: [Parameter<'_>; 3] =
+                [(&quiet, Type::PG_LSN), (&ordinal, Type::INT8), (&to, Type::PG_LSN)];
+            if session.execute_typed(WRITE, &self.slots.parameters(&write)).await.map_err(failed)? == 0 {
                 return Ok(());
             }
-            session.execute(MOVE, &[live, walsender, slot, &to]).await.map_err(failed)?;
+            session
+                .execute_typed(MOVE, &self.slots.parameters(&[(&to, Type::PG_LSN)]))
+                .await
+                .map_err(failed)?;
             pace.moved(&seen, start.elapsed(), Instant::now());
         } else if let Some(gone) = gone.filter(|_| pace.moves(&target, &seen, start)) {
             return Err(format!(

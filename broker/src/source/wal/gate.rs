@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tokio_postgres::{Error, Statement};
+use tokio_postgres::Error;
 
 use super::connect::two_servers;
 use crate::event::Snapshot;
@@ -23,6 +23,7 @@ use crate::source::failure::{Failure, Kind};
 
 /// Whatever else is asked on this session does not wait for locks: the gate would wait behind it.
 const NO_LOCKS: &str = "SET lock_timeout = '100ms'";
+const LOOK: &str = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
 /// Pause between two looks while a transaction is not visible: first and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// After so long operators are told what is waited for.
@@ -35,7 +36,6 @@ type Query = Pin<Box<dyn Future<Output = Result<String, Error>> + Send>>;
 /// See the module.
 pub(super) struct Gate {
     session: Arc<Session>,
-    statement: Statement,
     health: Arc<Health>,
     latest: Seen,
     /// The look under way, and when it counts as unanswered. It is kept here so that a caller who gives up
@@ -85,16 +85,14 @@ impl Gate {
         let session = Session::connect(target, "walcast gate").await?;
         let failed = |error| ConnectError::from_client("the gate session", &error);
         session.batch_execute(NO_LOCKS).await.map_err(failed)?;
-        let row = session.query_one("SELECT pg_catalog.pg_postmaster_start_time()::text", &[]).await;
+        let row = session.query_typed_one("SELECT pg_catalog.pg_postmaster_start_time()::text", &[]).await;
         let found: String = row.and_then(|row| row.try_get(0)).map_err(failed)?;
         if found != server_start {
             return Err(two_servers());
         }
-        let sql = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
-        let statement = session.prepare(sql).await.map_err(failed)?;
         let latest = Seen { snapshot: Snapshot::default(), at: Instant::now() };
         let session = Arc::new(session);
-        Ok(Self { session, statement, health, latest, query: None, answer_max, waiting: None })
+        Ok(Self { session, health, latest, query: None, answer_max, waiting: None })
     }
 
     /// The session, to watch for its end.
@@ -121,8 +119,8 @@ impl Gate {
 
     async fn look(&mut self) -> Result<(), Failure> {
         let (query, end) = self.query.get_or_insert_with(|| {
-            let (session, statement) = (Arc::clone(&self.session), self.statement.clone());
-            let query = async move { session.query_one(&statement, &[]).await?.try_get(0) };
+            let session = Arc::clone(&self.session);
+            let query = async move { session.query_typed_one(LOOK, &[]).await?.try_get(0) };
             (Box::pin(query), Instant::now() + self.answer_max)
         });
         let at = *end - self.answer_max;

@@ -12,7 +12,7 @@ use metrics::gauge;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, PgLsn};
+use tokio_postgres::types::{FromSql, PgLsn, Type};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::floor::ask_for_record;
@@ -185,9 +185,11 @@ impl Governor {
                    p.transaction::text, age(p.transaction)
             FROM pg_catalog.pg_prepared_xacts p
             ORDER BY age DESC LIMIT 1";
-        let oldest = session.query_opt(OLDEST, &[]).await?;
+        let oldest = session.query_typed_opt(OLDEST, &[]).await?;
         let lsn = wal_end(session).await?;
-        let rows = session.query(SLOTS, &[&self.slots.floor, &self.slots.live]).await?;
+        let rows = session
+            .query_typed(SLOTS, &[(&self.slots.floor, Type::TEXT), (&self.slots.live, Type::TEXT)])
+            .await?;
         let mut sight = Sight { lsn, ..Sight::default() };
         let mut slots = BTreeMap::new();
         for row in &rows {
@@ -307,7 +309,7 @@ impl Governor {
             SELECT pg_catalog.pg_drop_replication_slot(f.slot_name)
             FROM pg_catalog.pg_replication_slots l, pg_catalog.pg_replication_slots f
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3";
-        session.execute(DROP, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
+        session.execute_typed(DROP, &self.slots.parameters(&[])).await?;
         Ok(())
     }
 
@@ -320,7 +322,7 @@ impl Governor {
             WHERE l.slot_name = $1 AND l.active_pid = $2 AND f.slot_name = $3
                 AND (s.lsn IS NULL OR s.lsn >= f.confirmed_flush_lsn)"
         );
-        session.execute(&touch, &[&self.slots.live, &self.slots.walsender, &self.slots.floor]).await?;
+        session.execute_typed(&touch, &self.slots.parameters(&[])).await?;
         Ok(())
     }
 }
@@ -385,7 +387,7 @@ fn rests_too_long(sight: &Sight) -> bool {
 }
 
 async fn wal_end(session: &Session) -> Result<u64, tokio_postgres::Error> {
-    let row = session.query_one("SELECT pg_catalog.pg_current_wal_lsn()", &[]).await?;
+    let row = session.query_typed_one("SELECT pg_catalog.pg_current_wal_lsn()", &[]).await?;
     row.try_get::<_, PgLsn>(0).map(u64::from)
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -86,7 +87,7 @@ impl Line {
     /// Who asked for the lease last.
     async fn asked_by(&self, session: &Session) -> Result<Option<String>, tokio_postgres::Error> {
         const ASKED: &str = "SELECT takeover_by::text FROM walcast.source WHERE slot = $1";
-        let row = session.query_opt(ASKED, &[&self.slot]).await?;
+        let row = session.query_typed_opt(ASKED, &[(&self.slot, Type::TEXT)]).await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
     }
 
@@ -120,7 +121,7 @@ impl Line {
             LEFT JOIN pg_catalog.pg_replication_slots l ON l.slot_name = $2
             LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.active_pid";
         let session = self.companion.lock().await?;
-        let row = session.query_one(LOOK, &[&self.slot, &self.live]).await;
+        let row = session.query_typed_one(LOOK, &[(&self.slot, Type::TEXT), (&self.live, Type::TEXT)]).await;
         let row = row.map_err(|error| refused(&error))?;
         let read = || {
             Ok(Look {
@@ -199,7 +200,7 @@ impl Lease {
                                   WHERE slot = $1 AND takeover_by = $2::text::uuid";
             let session = self.line.companion.lock().await?;
             session
-                .execute(SERVED, &[&self.line.slot, &self.line.id])
+                .execute_typed(SERVED, &[(&self.line.slot, Type::TEXT), (&self.line.id, Type::TEXT)])
                 .await
                 .map_err(|error| refused(&error))?;
         }
@@ -248,7 +249,7 @@ impl Lease {
             Takeover::Due => {
                 let session = self.line.companion.lock().await?;
                 session
-                    .execute(ASK, &[&self.line.slot, &self.line.id])
+                    .execute_typed(ASK, &[(&self.line.slot, Type::TEXT), (&self.line.id, Type::TEXT)])
                     .await
                     .map_err(|error| refused(&error))?;
                 tracing::info!(slot = self.line.slot, "asked the leader to hand over");
@@ -273,7 +274,10 @@ impl Lease {
                     );
                 }
                 let session = self.line.companion.lock().await?;
-                if let Err(error) = session.execute(END, &[&self.line.live, &WALSENDER]).await {
+                if let Err(error) = session
+                    .execute_typed(END, &[(&self.line.live, Type::TEXT), (&WALSENDER, Type::TEXT)])
+                    .await
+                {
                     let reason = describe(&error);
                     self.health
                         .unwell(Part::Lease, format!("the leader's connection cannot be ended: {reason}"));

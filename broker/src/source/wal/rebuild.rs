@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 use tokio_util::task::AbortOnDropHandle;
 use walcast_wire::Position;
 
@@ -238,7 +238,7 @@ async fn renew_on(client: &Client, config: &Config, reason: Reason) -> Result<()
             quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT,
             moved_upto = (SELECT f.confirmed_flush_lsn FROM pg_replication_slots f WHERE f.slot_name = $1)
         WHERE slot = $1";
-    let written = client.execute(SQL, &[&config.slot]).await;
+    let written = client.execute_typed(SQL, &[(&config.slot, Type::TEXT)]).await;
     written.map_err(|error| failed(config, reason, "writing a new generation", &error))?;
     tell(config, reason);
     Ok(())
@@ -329,7 +329,7 @@ async fn new_generation(client: &Client, config: &Config, reason: Reason) -> Res
     const SQL: &str =
         "UPDATE walcast.source SET generation = DEFAULT, created_at = DEFAULT, publication_oid = $2,
         quiet_lsn = DEFAULT, quiet_ordinal = DEFAULT, quiet_upto = DEFAULT, moved_upto = DEFAULT WHERE slot = $1";
-    let written = client.execute(SQL, &[&config.slot, &NO_SLOT_YET]).await;
+    let written = client.execute_typed(SQL, &[(&config.slot, Type::TEXT), (&NO_SLOT_YET, Type::OID)]).await;
     written.map(|_| ()).map_err(|error| failed(config, reason, "writing a new generation", &error))
 }
 
@@ -340,7 +340,7 @@ async fn note(client: &Client, config: &Config) -> Result<(), Failure> {
             moved_upto = coalesce(s.moved_upto, s.quiet_upto, f.confirmed_flush_lsn)
         FROM pg_publication p, pg_replication_slots f
         WHERE s.slot = $1 AND p.pubname = $2 AND f.slot_name = $1";
-    match client.execute(SQL, &[&config.slot, &config.publication]).await {
+    match client.execute_typed(SQL, &[(&config.slot, Type::TEXT), (&config.publication, Type::TEXT)]).await {
         Ok(_) => Ok(()),
         Err(error) => match error.code() {
             Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Err(Failure::needs_operator(format!(
@@ -378,7 +378,7 @@ async fn refused(
     if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
         return failed(config, reason, "creating it", error);
     }
-    let holders = client.query_one(OPEN_TRANSACTIONS, &[]).await;
+    let holders = client.query_typed_one(OPEN_TRANSACTIONS, &[]).await;
     let holders = holders.ok().and_then(|row| row.try_get::<_, Option<String>>(0).ok().flatten());
     let holders = holders.as_deref().unwrap_or("transactions that ended meanwhile");
     Failure::again(format!(
@@ -407,8 +407,17 @@ async fn look(client: &Client, config: &Config) -> Result<Standing, Failure> {
         LEFT JOIN pg_replication_slots f ON f.slot_name = $1
         LEFT JOIN pg_replication_slots l ON l.slot_name = $3
         LIMIT 1";
-    let place = client.query_opt(WHERE, &[&config.slot]).await.map_err(unreadable)?;
-    let row = client.query_one(SQL, &[&config.slot, &config.publication, &config.live_slot()]).await;
+    let place = client.query_typed_opt(WHERE, &[(&config.slot, Type::TEXT)]).await.map_err(unreadable)?;
+    let row = client
+        .query_typed_one(
+            SQL,
+            &[
+                (&config.slot, Type::TEXT),
+                (&config.publication, Type::TEXT),
+                (&config.live_slot(), Type::TEXT),
+            ],
+        )
+        .await;
     let row = row.map_err(unreadable)?;
     let read = || -> Result<_, tokio_postgres::Error> {
         let (key, generation): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);

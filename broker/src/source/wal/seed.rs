@@ -27,7 +27,7 @@ pub async fn seed(
         pg_catalog.current_setting('wal_segment_size'))";
     let Some(snapshot) = seed::read(client, tables, forget, config, out).await? else { return Ok(()) };
     move_on(client).await;
-    let row = client.query_one(SETTLE, &[]).await?;
+    let row = client.query_typed_one(SETTLE, &[]).await?;
     let (settle, segment_bytes): (PgLsn, i64) = (row.try_get(0)?, row.try_get(1)?);
     let settle = end_of_records(settle.into(), segment_bytes.unsigned_abs());
     // Nobody there to take it: nobody needs it.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio_postgres::types::{ToSql, Type};
+
 use crate::health::Health;
 use crate::postgres::Companion;
 use crate::source::Config;
@@ -32,6 +34,9 @@ pub(super) struct Slots {
     pub(super) walsender: i32,
 }
 
+/// A value, and which type the statement is to take it for.
+pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
 impl Slots {
     pub(super) fn new(
         config: &Config,
@@ -47,5 +52,13 @@ impl Slots {
             mark: config.mark_slot(),
             walsender,
         }
+    }
+
+    /// What every statement that acts only while `live` is ours begins with, `$1` to `$3`: `live`, the walsender's
+    /// process and the floor. Then `more`.
+    pub(super) fn parameters<'a>(&'a self, more: &[Parameter<'a>]) -> Vec<Parameter<'a>> {
+        let ours: [Parameter<'a>; 3] =
+            [(&self.live, Type::TEXT), (&self.walsender, Type::INT4), (&self.floor, Type::TEXT)];
+        ours.iter().chain(more).cloned().collect()
     }
 }
