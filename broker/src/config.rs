@@ -64,6 +64,18 @@ pub struct ConfigError {
     pub remedy: String,
 }
 
+impl Config {
+    /// The server, as the source reads it: only the log needs sessions that are ours alone.
+    ///
+    /// # Errors
+    /// The connection string cannot be used; the message names the key.
+    pub fn target(&self) -> Result<postgres::Target, postgres::DsnError> {
+        let mut target = self.postgres.target(|name| std::env::var(name).ok())?;
+        target.pooled = self.source.kind == source::SourceKind::Outbox;
+        Ok(target)
+    }
+}
+
 impl ConfigError {
     /// What the process exits with.
     pub const EXIT_CODE: u8 = 64;

@@ -126,7 +126,7 @@ impl Node {
     /// The configuration cannot be used, or an address not be bound.
     pub fn start(config: Config) -> Result<Self, NodeError> {
         let router = compile(&config, &config.table)?;
-        let target = config.postgres.target(|name| std::env::var(name).ok())?;
+        let target = config.target()?;
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
         let health = Arc::new(Health::new(config.source.lease * 2));
         let http = bind("http.listen", "--listen", config.http.listen)?;

@@ -59,10 +59,8 @@ pub async fn connect(config: &Config) -> Result<Session, Failure> {
 /// # Errors
 /// See [`connect`].
 pub async fn connect_as(config: &Config, application_name: &str) -> Result<Session, Failure> {
-    let target = config
-        .postgres
-        .target(|name| std::env::var(name).ok())
-        .map_err(|error| Failure::new(exit::USAGE, format!("postgres.url: {error}")))?;
+    let target =
+        config.target().map_err(|error| Failure::new(exit::USAGE, format!("postgres.url: {error}")))?;
     Session::connect(&target, application_name).await.map_err(|error| {
         let code = match error.kind {
             ConnectErrorKind::Configuration => exit::USAGE,

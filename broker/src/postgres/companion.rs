@@ -2,7 +2,8 @@
 //! connections does not depend on what the broker has to do.
 //!
 //! What the broker writes down for itself waits for no standby: one that is missing must not stop what lets WAL
-//! go. A publish brings the server's own `synchronous_commit` back for its transaction ([`LASTING`]).
+//! go. A publish brings the server's own `synchronous_commit` back for its transaction ([`LASTING`]). Behind a pooler
+//! ([`Target::pooled`]) the session is left as it is.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -102,8 +103,10 @@ impl Companion {
                 let tell = Arc::clone(&self.state);
                 let fresh = Session::connect_and_tell(&self.target, &self.application_name, tell);
                 let fresh = fresh.await?;
-                let set = fresh.batch_execute(OWN_COMMITS).await;
-                set.map_err(|error| ConnectError::from_client("the companion session", &error))?;
+                if !self.target.pooled {
+                    let set = fresh.batch_execute(OWN_COMMITS).await;
+                    set.map_err(|error| ConnectError::from_client("the companion session", &error))?;
+                }
                 *self.cut.lock() = fresh.cutter();
                 *session = Some(fresh);
             }

@@ -234,16 +234,21 @@ impl Attempt {
     }
 }
 
-/// Whether a server with these answers (`transaction_read_only`, `pg_is_in_recovery()`) will do.
+/// Whether a server with this answer, by column, to [`after_connect`](super::after_connect) will do.
 ///
 /// # Errors
-/// It will not; another host may.
-pub fn check_attributes(
+/// It will not. Another host may, unless this one is a pooler.
+pub fn check_server<'r>(
     target: &Target,
     at: &str,
-    read_only: bool,
-    standby: bool,
+    answer: impl Fn(usize) -> Option<&'r str>,
 ) -> Result<(), ConnectError> {
+    if !target.pooled && answer(2) != Some("pg_catalog") {
+        let found = answer(2).unwrap_or_default();
+        let cause = format!("the settings sent at the start do not arrive (search_path is {found:?})");
+        return Err(ConnectError::new(Kind::Pooler, at, cause));
+    }
+    let (read_only, standby) = (answer(0) == Some("on"), answer(1) == Some("t"));
     let (fits, wanted) = match target.attributes {
         Attributes::Any => (true, ""),
         Attributes::ReadWrite => (!read_only && !standby, "one that accepts writes"),

@@ -45,6 +45,9 @@ pub struct Target {
     pub attributes: Attributes,
     /// Whether hosts are tried in random order.
     pub shuffle: bool,
+    /// A transaction pooler may be in between: nothing is set that outlives a transaction, for the next one may run
+    /// elsewhere, and another client's run here.
+    pub pooled: bool,
     /// There is no connection string, nor a variable that names a host: it is this machine's default server.
     pub unnamed: bool,
 }
@@ -281,6 +284,7 @@ impl Values {
             ),
             attributes: attributes.unwrap_or(default),
             shuffle: load_balance.unwrap_or(false),
+            pooled: false,
             unnamed,
         })
     }

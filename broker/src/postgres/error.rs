@@ -118,9 +118,15 @@ pub enum ConnectErrorKind {
     Shutdown,
     /// Reached, but not of the kind that `target_session_attrs` asks for.
     WrongServer,
+    /// A connection pooler, where the server itself is needed.
+    Pooler,
     /// Any other error of the server.
     Server,
 }
+
+/// What to do about a pooler, which takes neither settings nor `replication` at the start of a session.
+const AT_POOLER: &str = "; this is a connection pooler, which passes no replication on: name the server itself in \
+     `postgres.url`, or set `source.kind = \"outbox\"` (and no `options` in the connection string)";
 
 /// A connection failed. `Display` is one line: who, where, why, and what to do.
 #[derive(Clone, Debug)]
@@ -145,6 +151,7 @@ impl ConnectError {
     pub(crate) fn new(kind: ConnectErrorKind, at: &str, cause: impl fmt::Display) -> Self {
         let remedy = match kind {
             ConnectErrorKind::Network => "; check that it runs and can be reached from here",
+            ConnectErrorKind::Pooler => AT_POOLER,
             _ => "",
         };
         Self { kind, code: None, message: format!("cannot connect to Postgres at {at}: {cause}{remedy}") }
@@ -152,7 +159,7 @@ impl ConnectError {
 
     /// An error that the server answered with.
     pub(crate) fn server(at: &str, error: &ServerError) -> Self {
-        let (kind, remedy) = classify(&error.code);
+        let (kind, remedy) = classify(error);
         Self {
             kind,
             code: Some(error.code.clone()),
@@ -197,8 +204,9 @@ impl ConnectError {
     }
 }
 
-fn classify(code: &SqlState) -> (ConnectErrorKind, &'static str) {
+fn classify(error: &ServerError) -> (ConnectErrorKind, &'static str) {
     use ConnectErrorKind as Kind;
+    let code = &error.code;
     if is_shutdown(code) {
         return (Kind::Shutdown, "; it will be tried again");
     }
@@ -211,6 +219,8 @@ fn classify(code: &SqlState) -> (ConnectErrorKind, &'static str) {
             Kind::TooManyConnections,
             "; raise max_connections, max_wal_senders or the role's CONNECTION LIMIT, or free one",
         ),
+        // As PgBouncer says it; a server would name a setting that it does not know.
+        "08P01" if error.message.contains("startup parameter") => (Kind::Pooler, AT_POOLER),
         _ => (Kind::Server, ""),
     }
 }
@@ -242,6 +252,26 @@ mod tests {
         check("57P02", ConnectErrorKind::Shutdown);
         check("57P03", ConnectErrorKind::Shutdown);
         check("57014", ConnectErrorKind::Server);
+    }
+
+    #[test]
+    fn a_pooler_is_known_by_what_it_does_not_take() {
+        let said = |message: &str| {
+            let error = ServerError {
+                code: SqlState::PROTOCOL_VIOLATION,
+                message: message.into(),
+                detail: None,
+                hint: None,
+            };
+            ConnectError::server("db:6432", &error)
+        };
+        for parameter in [": options", ": replication", " in options: search_path"] {
+            let error = said(&format!("unsupported startup parameter{parameter}"));
+            assert_eq!(error.kind, ConnectErrorKind::Pooler, "{error}");
+            assert!(error.to_string().contains("postgres.url"), "{error}");
+            assert!(!error.try_next_host());
+        }
+        assert_eq!(said("invalid startup packet layout").kind, ConnectErrorKind::Server);
     }
 
     #[test]

@@ -66,8 +66,8 @@ impl Config {
     }
 }
 
-/// What every session sets, so that the defaults of a server, database or role cannot change what we read
-/// or end what we keep.
+/// What every session sets that no pooler may share, so that the defaults of a server, database or role cannot
+/// change what we read or end what we keep.
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "30s"),
@@ -92,11 +92,24 @@ pub const RENDERING: &[(&str, &str)] = &[
     ("quote_all_identifiers", "off"),
 ];
 
-/// Run once after connecting: settings that older servers do not know, and what kind of server this is
-/// (`on`/`off` read-only, `t`/`f` standby).
-pub const AFTER_CONNECT: &str = "SELECT pg_catalog.current_setting('transaction_read_only'), \
-     pg_catalog.pg_is_in_recovery(), pg_catalog.count(pg_catalog.set_config(name, '0', false)) \
-     FROM pg_catalog.pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
+/// Run once after connecting: what kind of server this is (`on`/`off` read-only, `t`/`f` standby), one of the
+/// settings of the startup, and settings that older servers do not know. Where the former did not arrive, the latter
+/// are left alone: it may be somebody else's session tomorrow.
+const AFTER_CONNECT: &str = "SELECT pg_catalog.current_setting('transaction_read_only'), \
+     pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('search_path'), \
+     pg_catalog.count(pg_catalog.set_config(name, '0', false)) \
+     FROM pg_catalog.pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout') \
+     AND pg_catalog.current_setting('search_path') = 'pg_catalog'";
+
+/// The same where a pooler may be in between: it sets nothing.
+const AFTER_CONNECT_POOLED: &str =
+    "SELECT pg_catalog.current_setting('transaction_read_only'), pg_catalog.pg_is_in_recovery()";
+
+/// What is asked first on every session; [`connect::check_server`] takes the answer.
+#[must_use]
+pub const fn after_connect(pooled: bool) -> &'static str {
+    if pooled { AFTER_CONNECT_POOLED } else { AFTER_CONNECT }
+}
 
 /// The `options` of the startup message: the connection string's own, ours, then `extra`.
 #[must_use]

@@ -12,14 +12,14 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connect::{Attempts, Failed, check_attributes};
+use super::connect::{Attempts, Failed, check_server};
 use super::dsn::Target;
 use super::error::{ConnectError, ConnectErrorKind};
 use super::overheard::{Established, LastWords, Overheard};
 use super::password::Secret;
 use super::socket::Socket;
 use super::tls::Binding;
-use super::{AFTER_CONNECT, startup_options};
+use super::{after_connect, startup_options};
 
 /// How long a session that is closed may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -83,7 +83,7 @@ impl DerefMut for Session {
 }
 
 impl Session {
-    /// Connects, sets what we rely on, and makes sure that the server is of the kind that is wanted.
+    /// Connects, sets what we rely on (but see [`Target::pooled`]), and makes sure that the server is of the kind that is wanted.
     ///
     /// # Errors
     /// See [`ConnectError::kind`].
@@ -174,18 +174,17 @@ async fn startup(
     let (client, connection) = config.connect_raw(socket, Established).await.map_err(failed)?;
     let mut connection = Box::pin(connection);
     let rows = tokio::select! {
-        rows = client.simple_query(AFTER_CONNECT) => rows.map_err(failed)?,
+        rows = client.simple_query(after_connect(target.pooled)) => rows.map_err(failed)?,
         ended = &mut connection => {
             let lost = || ConnectError::new(ConnectErrorKind::Network, at, "the server hung up");
             return Err(ended.map_or_else(failed, |()| lost()));
         }
     };
     let row = rows.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("on"), row.get(1) == Some("t"))),
+        SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    let (read_only, standby) = row.unwrap_or_default();
-    check_attributes(target, at, read_only, standby)?;
+    check_server(target, at, |column| row.and_then(|row| row.get(column)))?;
     tell.send_replace(SessionState::Open);
     let state = tell.subscribe();
     let tell = Arc::clone(tell);
@@ -219,7 +218,11 @@ fn client_config(
 ) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     config.user(&target.user).dbname(&target.database).application_name(application_name);
-    config.options(startup_options(target.options.as_deref(), &[]));
+    if !target.pooled {
+        config.options(startup_options(target.options.as_deref(), &[]));
+    } else if let Some(own) = &target.options {
+        config.options(own);
+    }
     if let Some(password) = password {
         config.password(password.expose());
     }

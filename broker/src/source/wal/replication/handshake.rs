@@ -10,12 +10,13 @@ use postgres_protocol::authentication::sasl::{
 };
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
+use tokio_postgres::error::SqlState;
 
 use super::{Connection, ReplicationError};
-use crate::postgres::connect::{Attempts, check_attributes};
+use crate::postgres::connect::{Attempts, check_server};
 use crate::postgres::tls::Binding;
 use crate::postgres::{
-    AFTER_CONNECT, ConnectError, ConnectErrorKind as Kind, Secret, ServerError, Socket, Target,
+    ConnectError, ConnectErrorKind as Kind, Secret, ServerError, Socket, Target, after_connect,
     startup_options,
 };
 
@@ -76,12 +77,17 @@ impl Startup<'_> {
                 _ => return Err(self.unexpected()),
             }
         }
-        let rows = connection.query(AFTER_CONNECT).await.map_err(|error| self.error(error))?;
-        let answer = |column: usize, wanted: &str| {
-            rows.first().and_then(|row| row.get(column)?.as_deref()) == Some(wanted)
-        };
-        check_attributes(self.target, self.at, answer(0, "on"), answer(1, "t"))?;
-        Ok(connection)
+        let rows = connection.query(after_connect(false)).await.map_err(|error| self.error(error))?;
+        check_server(self.target, self.at, |column| rows.first()?.get(column)?.as_deref())?;
+        // Before a slot is made, which an ordinary session could, too.
+        match connection.query("IDENTIFY_SYSTEM").await {
+            Ok(_) => Ok(connection),
+            Err(ReplicationError::Server(error)) if error.code == SqlState::SYNTAX_ERROR => {
+                let cause = "the session that was to be for replication is an ordinary one";
+                Err(ConnectError::new(Kind::Pooler, self.at, cause))
+            }
+            Err(error) => Err(self.error(error)),
+        }
     }
 
     async fn authenticate(&self, connection: &mut Connection) -> Result<(), ConnectError> {
