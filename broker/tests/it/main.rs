@@ -1,5 +1,6 @@
 //! Everything that needs real servers and sockets, in one binary.
 #![allow(clippy::unwrap_used)] // A test that fails should say where.
+#![allow(clippy::disallowed_methods)] // Its own sessions go to the server itself, so statements may have names.
 
 mod client;
 mod commands;
@@ -21,6 +22,7 @@ mod memory;
 mod messages;
 mod newer;
 mod order;
+mod pooler;
 mod postgres;
 mod protocol;
 mod readiness;

@@ -2,7 +2,8 @@
 //!
 //! - a test of the whole broker: [`broker`] makes one on a database of the test's own, [`follow`] reads from it
 //! - a test of the process, its settings or its life: [`serving`] is `walcast serve`, [`process`] any command
-//! - a test that changes a server, crashes it or counts its slots: [`server`] makes one for it alone
+//! - a test that changes a server, crashes it or counts its slots: [`server`] makes one for it alone,
+//!   [`pooler`] what may stand in front of it
 //! - a test of the HTTP side: [`edge`] is a hub fed by hand, [`plain`] a client that shows every byte
 //! - a test of faults: [`proxy`] is a link that fails, [`crowd`] writes down what many saw, for the judge
 //! - a test of decoding and seeding without a broker: [`database`]
@@ -15,6 +16,7 @@ pub(crate) mod database;
 pub(crate) mod edge;
 pub(crate) mod follow;
 pub(crate) mod plain;
+pub(crate) mod pooler;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod server;
