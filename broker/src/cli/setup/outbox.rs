@@ -267,7 +267,10 @@ mod tests {
         let check = |version, standby, encoding, expected: &[&str]| {
             let problems = problems(version, standby, encoding);
             assert_eq!(problems.len(), expected.len(), "{problems:?}");
-            assert!(problems.iter().zip(expected).all(|(problem, word)| problem.contains(word)), "{problems:?}");
+            assert!(
+                problems.iter().zip(expected).all(|(problem, word)| problem.contains(word)),
+                "{problems:?}"
+            );
         };
         check(130_000, false, "UTF8", &[]);
         check(120_012, false, "LATIN1", &["13 and later", "LATIN1"]);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use refinery::Migration;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
+use refinery::Migration;
 
 use super::PublishedTable;
 use crate::source::wal::rebuild::LOCK;

@@ -171,10 +171,9 @@ impl Wanted {
     fn function(&self) -> String {
         let name = [self.schema.as_bytes(), b"\0", self.name.as_bytes()].concat();
         // FNV-1a: names must not change with the compiler's own hash.
-        let hash =
-            name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-            });
+        let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
         format!("rows_{hash:016x}")
     }
 
