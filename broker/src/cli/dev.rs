@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::exit::{self, Failure};
 use super::local;
+use super::settings::SourceFlag;
 use crate::postgres::describe;
 use crate::telemetry;
 use crate::throwaway::Options;
@@ -16,6 +17,7 @@ use crate::throwaway::Options;
     after_help = "Examples:
   walcast dev
   walcast dev --port 9000
+  walcast dev --source outbox
 
 Everything goes when it ends, by Ctrl-C or otherwise. Health and metrics are on the next port, Postgres
 on the one after that. Needs the Postgres binaries (14 or later), on PATH or under /usr/lib/postgresql."
@@ -24,6 +26,8 @@ pub struct Args {
     /// Port of the API on loopback, the first of three; 0 takes free ones
     #[arg(long, default_value_t = 8480, value_parser = clap::value_parser!(u16).range(..=65_533))]
     port: u16,
+    #[command(flatten)]
+    source: SourceFlag,
     /// What to log
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log_level: String,
@@ -57,6 +61,7 @@ pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = (
     let url = server.url("postgres");
     let mut config = local::config(&url, next(0));
     config.admin.listen.set_port(next(1));
+    config.source.kind = args.source.source.unwrap_or_default();
     let rule = toml::from_str(RULE).map_err(|error| Failure::new(exit::OTHER, error.to_string()))?;
     config.table = vec![rule];
     let session = super::settings::connect(&config).await?;

@@ -39,6 +39,8 @@ pub fn config(url: &str, port: u16) -> Config {
 /// See [`setup`].
 pub async fn set_up(config: &Config, accept_unbounded_wal: bool) -> Result<(), Failure> {
     let options = SetupOptions {
+        kind: config.source.kind,
+        history_age: config.history.age,
         source: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         tables: published_tables(config, "the built-in rules")?,

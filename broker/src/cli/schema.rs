@@ -3,16 +3,18 @@
 use std::io::Write;
 
 use super::exit::{self, Failure};
-use super::settings::{Settings, check_rules, connect, published_tables};
+use super::settings::{Settings, SourceFlag, check_rules, connect, published_tables};
 use super::setup::{self, SetupArgs, SetupOptions};
 use super::teardown::{self, TeardownArgs, TeardownOptions};
 
 /// Arguments of `setup`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(about = "Make schema, publication, grants and slot in the database")]
+#[command(about = "Make in the database what the broker and publishers need")]
 pub struct SetupCommand {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    source: SourceFlag,
     #[command(flatten)]
     args: SetupArgs,
 }
@@ -32,7 +34,7 @@ pub struct TeardownCommand {
 /// # Errors
 /// See [`SetupError`](setup::SetupError).
 pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), Failure> {
-    let loader = command.settings.loader();
+    let loader = command.source.over(command.settings.loader());
     let file = loader.file().display().to_string();
     let config = loader.load()?;
     let args = &command.args;
@@ -42,6 +44,8 @@ pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), 
         return Err(Failure::new(exit::USAGE, message));
     }
     let options = SetupOptions {
+        kind: config.source.kind,
+        history_age: config.history.age,
         source: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         tables: published_tables(&config, &file)?,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{self, Failure};
-use super::settings::Settings;
+use super::settings::{Settings, SourceFlag};
 use crate::config::{FILE_DEFAULT, Loaded, Loader};
 use crate::node::{Node, NodeError, Reloader};
 use crate::telemetry;
@@ -30,6 +30,8 @@ Exit codes: 0 ended by a signal, 64 wrong configuration, 69 something needed is 
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    source: SourceFlag,
     /// Address of the API, over `http.listen`
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
@@ -49,7 +51,7 @@ pub struct Args {
 
 impl Args {
     fn loader(&self) -> Loader {
-        let mut loader = self.settings.loader();
+        let mut loader = self.source.over(self.settings.loader());
         if let Some(address) = self.listen {
             loader = loader.flag("--listen", "http.listen", address.to_string());
         }

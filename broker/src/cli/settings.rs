@@ -7,7 +7,7 @@ use crate::cli::setup::PublishedTable;
 use crate::config::{Config, Loader};
 use crate::postgres::{ConnectErrorKind, Session};
 use crate::router::{Router, RuleError};
-use crate::source::tables;
+use crate::source::{SourceKind, tables};
 
 /// Where the settings come from.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -18,6 +18,25 @@ pub struct Settings {
     /// Connection string, over `postgres.url`
     #[arg(long, value_name = "URL", hide_env_values = true, env = "WALCAST_DATABASE_URL")]
     pub database_url: Option<String>,
+}
+
+/// The flag that says by which way Postgres is read, for the commands for which that matters.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct SourceFlag {
+    /// How events travel, over `source.kind`: wal (the write-ahead log) or outbox (a table)
+    #[arg(long, value_name = "KIND")]
+    pub source: Option<SourceKind>,
+}
+
+impl SourceFlag {
+    /// Over file and environment.
+    #[must_use]
+    pub fn over(self, loader: Loader) -> Loader {
+        match self.source {
+            Some(kind) => loader.flag("--source", "source.kind", kind.as_str()),
+            None => loader,
+        }
+    }
 }
 
 impl Settings {
@@ -105,7 +124,8 @@ pub fn published_tables(config: &Config, origin: &str) -> Result<Vec<PublishedTa
     let router = router(config, origin)?;
     let table = |rule: crate::router::TableRule| {
         let (schema, name) = rule.name.split_once('.').unwrap_or(("public", &rule.name));
-        let columns = rule.columns.filter(|_| rule.column_list);
+        // Triggers cannot make a statement fail, so they always keep out what the rule does not need.
+        let columns = rule.columns.filter(|_| rule.column_list || config.source.kind == SourceKind::Outbox);
         PublishedTable {
             schema: schema.to_owned(),
             name: name.to_owned(),

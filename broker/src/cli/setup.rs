@@ -6,10 +6,12 @@
 //! generation.
 
 mod checks;
+pub(super) mod outbox;
 mod plan;
 mod preconditions;
 mod print;
 pub(crate) mod statements;
+mod triggers;
 
 use std::io::Write;
 use std::time::Duration;
@@ -24,6 +26,7 @@ pub(super) use self::preconditions::replication_denied;
 pub use self::print::Audience;
 use super::exit::{self, Failure};
 use crate::postgres::describe;
+use crate::source::SourceKind;
 
 #[allow(missing_docs, reason = "made by a macro")]
 mod embedded {
@@ -72,7 +75,8 @@ pub struct PublishedTable {
     pub schema: String,
     /// Its name, unquoted. A partitioned table is named by its root.
     pub name: String,
-    /// A column list for the publication (Postgres 15 on); `None` publishes whole rows, which is safer.
+    /// What is published of a row: a column list for the publication (Postgres 15 on), or what triggers send. `None`:
+    /// whole rows, which for a publication is safer.
     pub columns: Option<Vec<String>>,
     /// Whether the broker reads it to seed current values.
     pub state: bool,
@@ -87,6 +91,10 @@ impl std::fmt::Display for PublishedTable {
 /// What is to be set up.
 #[derive(Clone, Debug)]
 pub struct SetupOptions {
+    /// By which way events travel.
+    pub kind: SourceKind,
+    /// How old events get that brokers keep; the outbox keeps them as long.
+    pub history_age: Duration,
     /// Name of the source, which is the name of its floor slot.
     pub source: String,
     /// Name of the publication.
@@ -108,6 +116,8 @@ pub struct SetupOptions {
 impl Default for SetupOptions {
     fn default() -> Self {
         Self {
+            kind: SourceKind::Wal,
+            history_age: Duration::from_secs(600),
             source: "walcast".into(),
             publication: "walcast".into(),
             tables: Vec::new(),
@@ -231,7 +241,17 @@ pub async fn run(
 ) -> Result<(), SetupError> {
     if let Some(audience) = args.print_sql {
         let text = match client {
+            None if options.kind == SourceKind::Outbox && !options.tables.is_empty() => {
+                return Err(SetupError::Rules(vec![
+                    "--print-sql: the triggers of the outbox depend on the tables as they are; name the database by \
+                     --database-url, as any role that may connect"
+                        .into(),
+                ]));
+            }
             None => print::render(options, &plan::plan(options, &Current::fresh()), audience),
+            Some(client) if options.kind == SourceKind::Outbox => {
+                print::render(options, &outbox::missing_steps(client, options).await?, audience)
+            }
             Some(client) => print::render(options, &missing_steps(client, options).await?, audience),
         };
         out.write_all(text.as_bytes())?;
@@ -251,6 +271,9 @@ pub async fn run(
 /// # Errors
 /// See [`SetupError`]. Steps taken before the error stay; a later run goes on from there.
 pub async fn setup(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
+    if options.kind == SourceKind::Outbox {
+        return outbox::setup(client, options).await;
+    }
     begin(client, options.lock_timeout).await?;
     let result = setup_in_session(client, options).await;
     end(client).await;
@@ -263,7 +286,7 @@ async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result
     checks::roles(client, options).await?;
     checks::tables(client, options, server.version).await?;
     let current = Current::read(client, options, server.version).await?;
-    checks::wanted(options, current.publication.as_ref())?;
+    checks::wanted(options, &current.published())?;
     if current.needs_slot() {
         preconditions::may_replicate(client).await?;
     }
@@ -285,7 +308,7 @@ async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Ve
         checks::roles(client, options).await?;
         checks::tables(client, options, server.version).await?;
         let current = Current::read(client, options, server.version).await?;
-        checks::wanted(options, current.publication.as_ref())?;
+        checks::wanted(options, &current.published())?;
         Ok(plan::plan(options, &current))
     }
     .await;
@@ -296,13 +319,6 @@ async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Ve
 async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Result<(), SetupError> {
     let doing = |error: &tokio_postgres::Error| SetupError::from_refusal(&step.failed, error, STATEMENTS);
     match &step.action {
-        Action::Migrate(_) => {
-            client.batch_execute(statements::CREATE_SCHEMA).await.map_err(|error| doing(&error))?;
-            let mut runner = migrations::runner();
-            runner.set_migration_table_name(statements::HISTORY);
-            runner.run_async(client).await.map_err(|error| migration_error(&step.failed, &error))?;
-            Ok(())
-        }
         Action::Transaction(sql) => {
             let transaction = client.transaction().await.map_err(|error| doing(&error))?;
             for statement in sql {
@@ -326,17 +342,6 @@ async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Resul
     }
 }
 
-fn migration_error(what: &str, error: &refinery::Error) -> SetupError {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(postgres) = cause.downcast_ref::<tokio_postgres::Error>() {
-            return SetupError::from_refusal(what, postgres, STATEMENTS);
-        }
-        source = cause.source();
-    }
-    SetupError::Postgres(format!("{what}: {error}; is this walcast older than the one that set up?"))
-}
-
 /// Slot creation waits until every transaction that was open when it began has ended. Says which are open.
 async fn blocked_by_transactions(client: &Client, what: &str) -> SetupError {
     let holders = match client.query_typed_one(statements::OPEN_TRANSACTIONS, &[]).await {
@@ -354,12 +359,16 @@ async fn blocked_by_transactions(client: &Client, what: &str) -> SetupError {
 /// Makes the session independent of the server's defaults, and the only one that sets up or tears down.
 pub(super) async fn begin(client: &Client, lock_timeout: Duration) -> Result<(), SetupError> {
     let settings = statements::session(lock_timeout);
-    client.batch_execute(&settings).await.map_err(|error| match error.code() {
+    client.batch_execute(&settings).await.map_err(|error| not_alone(&error))
+}
+
+fn not_alone(error: &tokio_postgres::Error) -> SetupError {
+    match error.code() {
         Some(&SqlState::LOCK_NOT_AVAILABLE) => SetupError::Blocked(
             "another walcast setup or teardown is at work in this database; wait for it to end".into(),
         ),
-        _ => SetupError::from_postgres("preparing the session", &error),
-    })
+        _ => SetupError::from_postgres("preparing the session", error),
+    }
 }
 
 /// Gives the session back as it was. If that fails the connection is gone, and with it the settings.

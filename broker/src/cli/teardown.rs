@@ -1,6 +1,6 @@
 //! `walcast teardown`: takes back all that setup made, whether a broker runs or not.
 //!
-//! Slots go first, since a forgotten slot is what fills disks. Afterwards the database's schema is as it was
+//! Slots go first, where there are any, since a forgotten slot is what fills disks. Afterwards the database's schema is as it was
 //! before setup. It must never end a session that is not a broker's, nor drop an object of somebody else's
 //! along with ours.
 
@@ -13,7 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::setup::statements::{self, ident};
-use super::setup::{Report, SetupError, begin, end};
+use super::setup::{Report, SetupError, begin, end, outbox};
 
 mod rights;
 
@@ -26,6 +26,15 @@ const SLOTS: &str = "SELECT s.slot_name::text, s.active_pid, coalesce(a.applicat
     WHERE s.slot_type = 'logical' AND s.database = current_database()
         AND (s.slot_name::text IN ($1, $1 || '_live') OR starts_with(s.slot_name::text, $1 || '_standby_'))
     ORDER BY s.slot_name";
+
+/// The tables with triggers of ours, and what drops those. What is on a partition goes with that of its root.
+const TRIGGERS: &str = "
+    SELECT n.nspname || '.' || c.relname,
+        string_agg(format('DROP TRIGGER %I ON %I.%I', t.tgname, n.nspname, c.relname), '; ' ORDER BY t.tgname)
+    FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_proc AS p ON p.oid = t.tgfoid
+    WHERE p.pronamespace = to_regnamespace('walcast') AND starts_with(p.proname::text, 'rows_') AND t.tgparentid = 0
+    GROUP BY n.nspname, c.relname ORDER BY 1";
 
 /// Flags of `walcast teardown`.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -105,10 +114,25 @@ async fn take_down(
     options: &TeardownOptions,
     report: &mut Report,
 ) -> Result<(), SetupError> {
+    // Without slots a transaction is enough, and that is all that there is of a session behind a pooler.
+    if !any_slot(client, options).await? {
+        remove_objects(client, options, report).await?;
+        // A broker that was alive may have made its slots meanwhile.
+        if !any_slot(client, options).await? {
+            return Ok(());
+        }
+    }
     begin(client, options.lock_timeout).await?;
     let result = take_down_in_session(client, options, report).await;
     end(client).await;
     result
+}
+
+async fn any_slot(client: &Client, options: &TeardownOptions) -> Result<bool, SetupError> {
+    let slots = client.query_typed(SLOTS, &[(&options.source, Type::TEXT)]).await;
+    slots
+        .map(|slots| !slots.is_empty())
+        .map_err(|error| SetupError::from_postgres("looking for slots", &error))
 }
 
 async fn take_down_in_session(
@@ -203,7 +227,7 @@ async fn drop_slot(client: &Client, name: &str, report: &mut Report) -> Result<(
     Ok(())
 }
 
-/// Publication, grants and schema, in one transaction.
+/// Triggers, publication, grants and schema, in one transaction.
 async fn remove_objects(
     client: &mut Client,
     options: &TeardownOptions,
@@ -211,12 +235,22 @@ async fn remove_objects(
 ) -> Result<(), SetupError> {
     let failed = |error| SetupError::from_postgres("removing the schema walcast", &error);
     let transaction = client.transaction().await.map_err(failed)?;
+    outbox::begin(transaction.client(), options.lock_timeout).await?;
+    rights::refuse(transaction.client(), options).await?;
     let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), to_regnamespace('walcast') IS NOT NULL,
         to_regclass('walcast.granted') IS NOT NULL";
     let found =
         transaction.query_typed_one(sql, &[(&options.publication, Type::TEXT)]).await.map_err(failed)?;
     let (publication, schema, grants): (bool, bool, bool) = (found.get(0), found.get(1), found.get(2));
     let mut steps = Vec::new();
+    // First, for they call what is in the schema.
+    for row in transaction.query_typed(TRIGGERS, &[]).await.map_err(failed)? {
+        let (table, drop): (String, String) = (row.get(0), row.get(1));
+        let dropped = transaction.batch_execute(&drop).await;
+        dropped
+            .map_err(|error| SetupError::from_postgres(&format!("dropping triggers of {table}"), &error))?;
+        steps.push(format!("table {table}: triggers dropped"));
+    }
     if publication {
         let name = &options.publication;
         let dropped = transaction.batch_execute(&format!("DROP PUBLICATION {}", ident(name))).await;

@@ -1,5 +1,6 @@
 //! `[source]`: by which way Postgres is read, and what that way needs.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -54,6 +55,14 @@ impl SourceKind {
             Self::Wal => "wal",
             Self::Outbox => "outbox",
         }
+    }
+}
+
+impl FromStr for SourceKind {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Wal, Self::Outbox].into_iter().find(|kind| kind.as_str() == text).ok_or("wal or outbox")
     }
 }
 

@@ -9,6 +9,7 @@ use super::display::Display;
 use super::{Plan, lab};
 use crate::cli::exit::{self, Failure};
 use crate::cli::local;
+use crate::cli::settings::SourceFlag;
 use crate::config::Config;
 use crate::postgres::describe;
 use crate::router::RuleConfig;
@@ -37,6 +38,8 @@ pub struct Args {
     /// Assignments a second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
+    #[command(flatten)]
+    source: SourceFlag,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -94,6 +97,7 @@ async fn with_database(
     stop: impl Future<Output = ()>,
 ) -> Result<super::Report, Failure> {
     let mut config = local::config(url, 0);
+    config.source.kind = args.source.source.unwrap_or_default();
     config.source.slot = "walcast_demo".to_owned();
     config.source.publication = "walcast_demo".to_owned();
     config.http.connections_max = config.http.connections_max.max(2 * args.vms as usize);

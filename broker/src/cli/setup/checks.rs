@@ -4,21 +4,20 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::plan::Publication;
 use super::{PublishedTable, SetupError, SetupOptions, statements};
+use crate::source::SourceKind;
 
 /// # Errors
-/// Tables would leave the publication for want of a file that names them.
-pub(super) fn wanted(options: &SetupOptions, current: Option<&Publication>) -> Result<(), SetupError> {
-    let published: Vec<_> = current
-        .iter()
-        .flat_map(|publication| publication.tables.keys().map(|(schema, name)| format!("{schema}.{name}")))
-        .collect();
+/// Tables would no longer be published, for want of a file that names them.
+pub(super) fn wanted(options: &SetupOptions, published: &[String]) -> Result<(), SetupError> {
+    let (thing, loses) = match options.kind {
+        SourceKind::Wal => (format!("publication {}", options.publication), "be dropped from it"),
+        SourceKind::Outbox => ("triggers".to_owned(), "lose theirs"),
+    };
     match &options.rules_missing {
         Some(why) if !published.is_empty() => Err(SetupError::Rules(vec![format!(
-            "publication {}: nothing was changed, for {why}, and so {} would be dropped from it; name the file by \
-             --config FILE, or say --no-tables if that is meant",
-            options.publication,
+            "{thing}: nothing was changed, for {why}, and so {} would {loses}; name the file by --config FILE, or say \
+             --no-tables if that is meant",
             published.join(", ")
         )])),
         _ => Ok(()),
@@ -47,7 +46,7 @@ pub(super) async fn roles(client: &Client, options: &SetupOptions) -> Result<(),
 pub(super) async fn tables(client: &Client, options: &SetupOptions, version: i32) -> Result<(), SetupError> {
     let mut problems = Vec::new();
     for table in &options.tables {
-        let found = problem(client, table, version).await;
+        let found = problem(client, table, options.kind, version).await;
         problems
             .extend(found.map_err(|error| SetupError::from_postgres(&format!("checking {table}"), &error))?);
     }
@@ -57,6 +56,7 @@ pub(super) async fn tables(client: &Client, options: &SetupOptions, version: i32
 async fn problem(
     client: &Client,
     table: &PublishedTable,
+    kind: SourceKind,
     version: i32,
 ) -> Result<Option<String>, tokio_postgres::Error> {
     let quoted = statements::table(&table.schema, &table.name);
@@ -67,8 +67,8 @@ async fn problem(
     let Some(row) = client.query_typed_opt(sql, &[(&quoted, Type::TEXT)]).await? else {
         return Ok(Some(format!("table {table} does not exist; create it, or correct the rule's `name`")));
     };
-    let (oid, kind, persistence): (u32, String, String) = (row.get(0), row.get(1), row.get(2));
-    if !matches!(kind.as_str(), "r" | "p") {
+    let (oid, relkind, persistence): (u32, String, String) = (row.get(0), row.get(1), row.get(2));
+    if !matches!(relkind.as_str(), "r" | "p") {
         return Ok(Some(format!(
             "{table} is not a table (a view, perhaps), and only tables are published; name the table in the rule"
         )));
@@ -79,7 +79,7 @@ async fn problem(
         )));
     }
     if let Some(list) = &table.columns {
-        if version < 150_000 {
+        if kind == SourceKind::Wal && version < 150_000 {
             return Ok(Some(format!(
                 "the rule of {table} has `column_list`, which Postgres knows from 15 on; leave it out: the \
                  broker keeps only the rule's columns anyway"
@@ -92,13 +92,14 @@ async fn problem(
             )));
         }
     }
-    identity_problem(client, table, oid).await
+    identity_problem(client, table, kind, oid).await
 }
 
 /// Rows are changed in the leaves, so theirs are the replica identities that count.
 async fn identity_problem(
     client: &Client,
     table: &PublishedTable,
+    kind: SourceKind,
     oid: u32,
 ) -> Result<Option<String>, tokio_postgres::Error> {
     let sql = "SELECT l.oid::regclass::text, l.relreplident::text, ARRAY(
@@ -111,7 +112,7 @@ async fn identity_problem(
         FROM (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid::regclass)) AS t (relid)
         JOIN pg_class l ON l.oid = t.relid WHERE l.relkind = 'r'";
     for row in client.query_typed(sql, &[(&oid, Type::OID)]).await? {
-        let (leaf, kind, identity): (String, String, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+        let (leaf, replident, identity): (String, String, Vec<String>) = (row.get(0), row.get(1), row.get(2));
         if identity.is_empty() {
             return Ok(Some(format!(
                 "table {leaf} has no replica identity, so once it is published its UPDATE and DELETE fail for \
@@ -119,9 +120,10 @@ async fn identity_problem(
                  IDENTITY FULL"
             )));
         }
-        let Some(list) = &table.columns else { continue };
+        // Only a publication's columns stand in the way of the application.
+        let Some(list) = table.columns.as_ref().filter(|_| kind == SourceKind::Wal) else { continue };
         if let Some(column) = identity.iter().find(|column| !list.contains(column)) {
-            let full = if kind == "f" { " (REPLICA IDENTITY FULL: all columns)" } else { "" };
+            let full = if replident == "f" { " (REPLICA IDENTITY FULL: all columns)" } else { "" };
             return Ok(Some(format!(
                 "column {column:?} is in the replica identity of {leaf}{full} but not in the rule's column list, \
                  so its UPDATE and DELETE would fail (42P10); add it to `columns`, or leave out `column_list`"

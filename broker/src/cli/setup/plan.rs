@@ -8,7 +8,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::statements::{self, Grant};
-use super::{SetupError, SetupOptions, migrations};
+use super::{SetupError, SetupOptions, migrations, outbox};
+use crate::source::SourceKind;
 use crate::source::wal::catalog;
 
 /// Who has the right to take a step.
@@ -34,8 +35,6 @@ pub(super) struct Step {
 /// How it is done.
 #[derive(Clone, Debug)]
 pub(super) enum Action {
-    /// Create the schema and apply these migrations.
-    Migrate(Vec<Migration>),
     /// These statements, in one transaction.
     Transaction(Vec<String>),
     /// Outside a transaction: drop the floor slot that Postgres invalidated.
@@ -76,6 +75,7 @@ pub(super) struct Current {
     pub(super) granted: Vec<Grant>,
     pub(super) generation: bool,
     pub(super) slot: Slot,
+    pub(super) outbox: outbox::Found,
 }
 
 impl Current {
@@ -89,7 +89,14 @@ impl Current {
             granted: Vec::new(),
             generation: false,
             slot: Slot::Missing,
+            outbox: outbox::Found::nothing(),
         }
+    }
+
+    /// The tables of the publication.
+    pub(super) fn published(&self) -> Vec<String> {
+        let publication = self.publication.iter().flat_map(|publication| publication.tables.keys());
+        publication.map(|(schema, name)| format!("{schema}.{name}")).collect()
     }
 
     pub(super) fn needs_slot(&self) -> bool {
@@ -107,10 +114,10 @@ impl Current {
         let has = "SELECT to_regclass('walcast.refinery_schema_history') IS NOT NULL";
         let migrated: bool = client.query_typed_one(has, &[]).await.map_err(failed)?.get(0);
         if migrated {
-            let sql = "SELECT version FROM walcast.refinery_schema_history";
-            let applied: BTreeSet<i32> =
-                client.query_typed(sql, &[]).await.map_err(failed)?.iter().map(|row| row.get(0)).collect();
-            current.pending.retain(|migration| !applied.contains(&migration.version()));
+            let sql = "SELECT version, checksum FROM walcast.refinery_schema_history";
+            let rows = client.query_typed(sql, &[]).await.map_err(failed)?;
+            let applied = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+            current.pending = pending(current.pending, applied)?;
         }
         let schema_complete = current.pending.is_empty();
         if schema_complete {
@@ -126,8 +133,11 @@ impl Current {
                 current.granted.push(grant);
             }
         }
-        current.publication = read_publication(client, &options.publication, version).await?;
-        current.slot = read_slot(client, &options.source).await?;
+        current.outbox = outbox::Found::read(client, options).await.map_err(failed)?;
+        if options.kind == SourceKind::Wal {
+            current.publication = read_publication(client, &options.publication, version).await?;
+            current.slot = read_slot(client, &options.source).await?;
+        }
         Ok(current)
     }
 }
@@ -213,6 +223,33 @@ fn all_migrations() -> Vec<Migration> {
     migrations
 }
 
+/// What is yet to be applied.
+///
+/// # Errors
+/// What is applied is not what this version has, so it is that of another.
+fn pending(
+    mut ours: Vec<Migration>,
+    mut applied: BTreeMap<i32, Option<String>>,
+) -> Result<Vec<Migration>, SetupError> {
+    let mut other = None;
+    ours.retain(|migration| match applied.remove(&migration.version()) {
+        None => true,
+        Some(checksum) => {
+            if checksum.is_some_and(|checksum| checksum != migration.checksum().to_string()) {
+                other.get_or_insert(migration.version());
+            }
+            false
+        }
+    });
+    match other.or(applied.keys().next_back().copied()) {
+        None => Ok(ours),
+        Some(version) => Err(SetupError::Server(vec![format!(
+            "schema walcast: migration V{version} is not one of this version's, so this walcast is older than the one \
+             that set up; use that one, or a later one"
+        )])),
+    }
+}
+
 fn wanted_grants(options: &SetupOptions, brokers: &[String]) -> Vec<Grant> {
     let mut grants = Vec::new();
     let mut grant = |role: &str, privilege, kind, object: &str| {
@@ -231,8 +268,14 @@ fn wanted_grants(options: &SetupOptions, brokers: &[String]) -> Vec<Grant> {
     }
     for role in brokers() {
         grant(role, "EXECUTE", "FUNCTION", "walcast.publish_once(text, text, jsonb)");
-        for table in ["walcast.key", "walcast.settings", "walcast.source", statements::HISTORY] {
+        for table in ["walcast.settings", "walcast.source", statements::HISTORY] {
             grant(role, "SELECT", "TABLE", table);
+        }
+        match options.kind {
+            SourceKind::Wal => grant(role, "SELECT", "TABLE", "walcast.key"),
+            SourceKind::Outbox => {
+                outbox::FUNCTIONS.iter().for_each(|function| grant(role, "EXECUTE", "FUNCTION", function));
+            }
         }
         // The broker writes a new generation before it replaces a slot that was lost.
         grant(role, "INSERT", "TABLE", "walcast.source");
@@ -247,7 +290,8 @@ fn wanted_grants(options: &SetupOptions, brokers: &[String]) -> Vec<Grant> {
 
 /// What is missing, in an order in which each step finds what it needs: the publication exists before the
 /// slot, for decoding looks it up as it was, and the generation before the slot, or a crash between the two
-/// would leave a new number line under an old name.
+/// would leave a new number line under an old name. Publishers are switched over last, when all is there that is to
+/// take what they send.
 pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut step = |who, (what, failed): (String, String), action| {
@@ -258,9 +302,10 @@ pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
             current.pending.iter().map(|m| format!("V{} {}", m.version(), m.name())).collect();
         let what = format!("schema walcast: migration {}", names.join(", "));
         let failed = "schema walcast: not migrated".into();
-        step(Who::Owner, (what, failed), Action::Migrate(current.pending.clone()));
+        step(Who::Owner, (what, failed), Action::Transaction(statements::migrate(&current.pending)));
     }
-    if let Some((what, sql)) = publication_step(options, current.publication.as_ref()) {
+    let wal = options.kind == SourceKind::Wal;
+    if wal && let Some((what, sql)) = publication_step(options, current.publication.as_ref()) {
         let not = if current.publication.is_some() { "changed" } else { "created" };
         let failed = format!("publication {}: not {not}", options.publication);
         step(Who::Owner, (what, failed), Action::Transaction(sql));
@@ -278,20 +323,23 @@ pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
         step(Who::Owner, (format!("grants to {role}: {what}"), failed), Action::Transaction(sql));
     }
     let slot = &options.source;
-    if !current.generation || current.needs_slot() {
+    // What went by the other way is missing from this one, so no cursor from before is good any more.
+    if !current.generation || wal && current.needs_slot() || current.outbox.switches(options) {
         let sql = vec![statements::new_generation(slot, &options.publication)];
-        let what = format!("new generation of slot {slot}");
+        let what = format!("new generation of {} {slot}", if wal { "slot" } else { "source" });
         let failed = format!("{what}: not written");
-        step(Who::Broker, (what, failed), Action::Transaction(sql));
+        let who = if wal { Who::Broker } else { Who::Owner };
+        step(who, (what, failed), Action::Transaction(sql));
     }
-    if current.slot == Slot::Lost {
+    if wal && current.slot == Slot::Lost {
         let what = format!("slot {slot}: dropped, Postgres had invalidated it");
         step(Who::Broker, (what, format!("slot {slot}: not dropped")), Action::DropLostSlot);
     }
-    if current.needs_slot() {
+    if wal && current.needs_slot() {
         let texts = (format!("slot {slot}: created"), format!("slot {slot}: not created"));
         step(Who::Broker, texts, Action::CreateSlot { version: current.version });
     }
+    steps.extend(current.outbox.steps(options));
     steps
 }
 

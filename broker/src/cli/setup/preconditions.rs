@@ -11,6 +11,18 @@ use super::{SetupError, SetupOptions};
 /// Before 14, pgoutput sends no messages.
 const VERSION_MIN: i32 = 140_000;
 
+pub(super) const STANDBY: &str = "the server is a standby (in recovery); connect to the primary";
+
+/// Why a database of this encoding cannot be used.
+pub(super) fn encoding_problem(encoding: &str) -> Option<String> {
+    (encoding != "UTF8").then(|| {
+        format!(
+            "the database's encoding is {encoding}, but topics and events are UTF-8; \
+             move to a database created with ENCODING 'UTF8'"
+        )
+    })
+}
+
 /// What was found of the server.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
@@ -76,7 +88,7 @@ impl Server {
     fn problems(&self, options: &SetupOptions) -> Vec<String> {
         if self.in_recovery {
             // Whatever else is wrong with it does not matter.
-            return vec!["the server is a standby (in recovery); connect to the primary".into()];
+            return vec![STANDBY.into()];
         }
         let mut problems = Vec::new();
         // From 19 on a server at `replica` turns logical when the first logical slot is created.
@@ -87,13 +99,7 @@ impl Server {
                 self.wal_level
             ));
         }
-        if self.encoding != "UTF8" {
-            problems.push(format!(
-                "the database's encoding is {}, but topics and events are UTF-8; \
-                 move to a database created with ENCODING 'UTF8'",
-                self.encoding
-            ));
-        }
+        problems.extend(encoding_problem(&self.encoding));
         if self.keep_size == "-1" && !options.accept_unbounded_wal {
             problems.push(
                 "max_slot_wal_keep_size is -1, so while no broker runs its slot keeps WAL until the disk is \

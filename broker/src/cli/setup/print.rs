@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::plan::{Action, Step, Who};
 use super::{SetupOptions, statements};
+use crate::source::SourceKind;
 
 /// Whose statements are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,9 +25,15 @@ const STOP_AT_ERRORS: &str = "\\set ON_ERROR_STOP on\nSET search_path = pg_catal
 pub(super) fn render(options: &SetupOptions, steps: &[Step], audience: Audience) -> String {
     let wants = |who| audience == Audience::All || audience == who;
     let mut text = String::new();
+    if options.kind == SourceKind::Outbox {
+        return outbox(options, steps, audience);
+    }
     if wants(Audience::Dba) {
         text.push_str(&dba(options));
     }
+    // What the owner does when the slot is there.
+    let slot = steps.iter().rposition(|step| step.who == Who::Broker).map_or(0, |at| at + 1);
+    let (steps, last) = steps.split_at(if slot == 0 { steps.len() } else { slot });
     if wants(Audience::Owner) {
         text.push_str("\n-- 2. Run by the owner of the published tables, with CREATE on the database.\n");
         section(options, steps, Who::Owner, &mut text);
@@ -37,6 +44,45 @@ pub(super) fn render(options: &SetupOptions, steps: &[Step], audience: Audience)
         );
         text.push_str("--    waits until the transactions that are open now have ended.\n");
         section(options, steps, Who::Broker, &mut text);
+    }
+    if wants(Audience::Owner) && !last.is_empty() {
+        text.push_str("\n-- 4. Run by the owner again, once the broker's statements were run.\n");
+        section(options, last, Who::Owner, &mut text);
+    }
+    text
+}
+
+/// All of it is the owner's, and one transaction, as setup does it.
+fn outbox(options: &SetupOptions, steps: &[Step], audience: Audience) -> String {
+    let wants = |who| audience == Audience::All || audience == who;
+    let mut text = String::new();
+    if wants(Audience::Dba) {
+        text.push_str("-- 1. Run by the database administrator.\n");
+        match &options.broker_role {
+            Some(role) => text.push_str(&format!("ALTER ROLE {} LOGIN;\n", statements::ident(role))),
+            None => text.push_str("-- Nothing to do.\n"),
+        }
+    }
+    if wants(Audience::Owner) {
+        text.push_str("\n-- 2. Run by the owner of the published tables, with CREATE on the database.\n");
+        if steps.is_empty() {
+            text.push_str("-- Nothing to do.\n");
+        } else {
+            text.push_str("\\set ON_ERROR_STOP on\nBEGIN;\n");
+            for setting in statements::transaction(options.lock_timeout) {
+                let _ = writeln!(text, "{setting};");
+            }
+            for step in steps {
+                let _ = write!(text, "\n-- {}\n", step.what);
+                if let Action::Transaction(sql) = &step.action {
+                    sql.iter().for_each(|statement| text.push_str(&format!("{statement};\n")));
+                }
+            }
+            text.push_str("COMMIT;\n");
+        }
+    }
+    if wants(Audience::Broker) {
+        text.push_str("\n-- 3. Run by the broker's role.\n-- Nothing to do.\n");
     }
     text
 }
@@ -82,21 +128,6 @@ fn action(options: &SetupOptions, action: &Action) -> String {
     };
     match action {
         Action::Transaction(sql) => transaction(sql),
-        Action::Migrate(migrations) => {
-            let mut sql = vec![statements::CREATE_SCHEMA.to_owned(), statements::CREATE_HISTORY.to_owned()];
-            for migration in migrations {
-                sql.push(migration.sql().unwrap_or_default().trim_end().trim_end_matches(';').to_owned());
-                sql.push(format!(
-                    "INSERT INTO {} (version, name, applied_on, checksum) VALUES ({}, {}, \
-                     to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}')",
-                    statements::HISTORY,
-                    migration.version(),
-                    statements::literal(migration.name()),
-                    migration.checksum()
-                ));
-            }
-            transaction(&sql)
-        }
         Action::DropLostSlot => format!("{};\n", statements::drop_slot(&options.source)),
         Action::CreateSlot { version: Some(version) } => {
             format!("{};\n", statements::create_slot(&options.source, *version >= 170_000))

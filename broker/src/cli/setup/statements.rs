@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
+use refinery::Migration;
 
 use super::PublishedTable;
 use crate::source::wal::rebuild::LOCK;
 pub(crate) use crate::source::wal::rebuild::{OPEN_TRANSACTIONS, create_slot};
 
-/// Where refinery notes what it applied: inside the schema, so that it goes with it.
+/// Where it is noted what was applied: inside the schema, so that it goes with it.
 pub(crate) const HISTORY: &str = "walcast.refinery_schema_history";
 
-pub(crate) const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS walcast";
+const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS walcast";
 
-/// As refinery creates it, for those who run the printed statements.
-pub(crate) const CREATE_HISTORY: &str = "CREATE TABLE IF NOT EXISTS walcast.refinery_schema_history (\
+/// As refinery would create it.
+const CREATE_HISTORY: &str = "CREATE TABLE IF NOT EXISTS walcast.refinery_schema_history (\
      version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255))";
 
 pub(crate) const SESSION_END: &str = "SELECT pg_advisory_unlock(hashtext('walcast setup'));
@@ -38,6 +39,17 @@ pub(crate) fn session(lock_timeout: Duration) -> String {
          SET lock_timeout = {}; {LOCK}",
         lock_timeout.as_millis().min(i32::MAX as u128)
     )
+}
+
+/// The same for one transaction, which may be all that there is of a session behind a pooler.
+pub(crate) fn transaction(lock_timeout: Duration) -> [String; 5] {
+    [
+        "SET LOCAL search_path = pg_catalog".into(),
+        "SET LOCAL statement_timeout = 0".into(),
+        "SET LOCAL idle_in_transaction_session_timeout = 0".into(),
+        format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis().min(i32::MAX as u128)),
+        "SELECT pg_advisory_xact_lock(hashtext('walcast setup'))".into(),
+    ]
 }
 
 pub(crate) fn table(schema: &str, name: &str) -> String {
@@ -85,6 +97,31 @@ pub(crate) fn new_generation(source: &str, publication: &str) -> String {
         literal(source),
         literal(publication)
     )
+}
+
+/// The schema, and these migrations, each noted as refinery notes it.
+pub(crate) fn migrate(migrations: &[Migration]) -> Vec<String> {
+    let mut sql = vec![CREATE_SCHEMA.to_owned(), CREATE_HISTORY.to_owned()];
+    for migration in migrations {
+        sql.push(migration.sql().unwrap_or_default().trim_end().trim_end_matches(';').to_owned());
+        sql.push(format!(
+            "INSERT INTO {HISTORY} (version, name, applied_on, checksum) VALUES ({}, {}, \
+             to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}')",
+            migration.version(),
+            literal(migration.name()),
+            migration.checksum()
+        ));
+    }
+    sql
+}
+
+/// A text between dollar signs, which need no escapes.
+pub(crate) fn dollar_quoted(text: &str) -> String {
+    let mut tag = String::from("$rows$");
+    while text.contains(&tag) {
+        tag.insert(tag.len() - 1, '_');
+    }
+    format!("{tag}{text}{tag}")
 }
 
 pub(crate) fn drop_slot(name: &str) -> String {

@@ -1,0 +1,381 @@
+//! The triggers that write the rows of published tables to the outbox: what they are to be, and what there is.
+//!
+//! Each table has a function of its own, for columns are named in it and not looked up for each row. It must never
+//! make the application's statement fail, so where the table is no longer what setup saw, rows are sent as they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use serde::Serialize;
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::PublishedTable;
+use super::statements::{self, dollar_quoted, ident, literal};
+use crate::postgres::RENDERING;
+
+/// A schema and a name in it, both unquoted.
+type TableName = (String, String);
+
+const ROWS: &str = "walcast_rows";
+const TRUNCATE: &str = "walcast_truncate";
+
+/// The triggers of one table, as they are to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    schema: String,
+    name: String,
+    /// What a row is made of, in order; `None` stands for a column that is not sent.
+    fields: Vec<(String, Sent)>,
+    arguments: Arguments,
+}
+
+/// Whether a field is sent. Generated columns are not, as by the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    No,
+}
+
+/// What a broker reads of a trigger to tell whether it still fits the rule and the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Arguments {
+    /// The columns that are sent; `None`: all.
+    columns: Option<Vec<String>>,
+    /// Those of the replica identity.
+    key: Vec<String>,
+    /// The replica identity is the whole row.
+    full: bool,
+}
+
+/// A trigger function as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Function {
+    body: String,
+    /// `name=value`.
+    settings: BTreeSet<String>,
+    definer: bool,
+}
+
+/// All triggers and functions as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// For each table what tells its triggers from others: trigger, function, kind, whether it fires always, arguments.
+    tables: BTreeMap<TableName, BTreeSet<(String, String, i16, bool, String)>>,
+    functions: BTreeMap<String, Function>,
+}
+
+/// Row triggers are cloned onto partitions; those have a parent.
+const TRIGGERS: &str = "
+    SELECT n.nspname::text, c.relname::text, t.tgname::text, p.proname::text, t.tgtype,
+        t.tgenabled = 'A' AND NOT EXISTS (
+            SELECT FROM pg_partition_tree(c.oid) AS l JOIN pg_trigger AS o ON o.tgrelid = l.relid
+            WHERE o.tgname = t.tgname AND o.tgenabled <> 'A' AND l.relid <> c.oid AND t.tgtype & 1 = 1),
+        CASE t.tgnargs WHEN 1 THEN convert_from(substr(t.tgargs, 1, length(t.tgargs) - 1), 'UTF8') ELSE '' END
+    FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_proc AS p ON p.oid = t.tgfoid
+    WHERE p.pronamespace = to_regnamespace('walcast') AND starts_with(p.proname::text, 'rows_') AND t.tgparentid = 0";
+
+const FUNCTIONS: &str = "
+    SELECT p.proname::text, p.prosrc, p.prosecdef, coalesce(p.proconfig, '{}')
+    FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('walcast') AND starts_with(p.proname::text, 'rows_')";
+
+/// The replica identity of a partitioned table is that of its partitions: the rules' check has seen to it.
+const TABLE: &str = "
+    SELECT c.relreplident = 'f', ARRAY(
+            SELECT a.attname::text FROM pg_attribute AS a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+        ARRAY(SELECT a.attname::text FROM pg_attribute AS a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> ''),
+        ARRAY(SELECT a.attname::text
+            FROM pg_index AS i JOIN pg_attribute AS a
+                ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+            WHERE i.indrelid = c.oid AND i.indisvalid
+                AND CASE c.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate
+                    WHEN 'i' THEN i.indisreplident ELSE false END
+            ORDER BY a.attnum)
+    FROM pg_class AS c WHERE c.oid = to_regclass($1)";
+
+/// Takes back what PUBLIC and the database's default privileges gave: who may execute a trigger function may put it
+/// on a table of his own.
+const REVOKE: &str = "DO $$
+DECLARE
+    revoke_all pg_catalog.text;
+BEGIN
+    FOR revoke_all IN
+        SELECT DISTINCT format('REVOKE ALL ON FUNCTION %s FROM %s', p.oid::regprocedure,
+            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
+        FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
+        WHERE p.pronamespace = 'walcast'::regnamespace AND starts_with(p.proname, 'rows_') AND grantee <> p.proowner
+    LOOP
+        EXECUTE revoke_all;
+    END LOOP;
+END $$";
+
+impl Found {
+    /// Looks.
+    pub(super) async fn read(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        let mut found = Self::default();
+        for row in client.query_typed(TRIGGERS, &[]).await? {
+            let table = (row.try_get(0)?, row.try_get(1)?);
+            let trigger =
+                (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+            found.tables.entry(table).or_default().insert(trigger);
+        }
+        for row in client.query_typed(FUNCTIONS, &[]).await? {
+            let settings: Vec<String> = row.try_get(3)?;
+            let function = Function {
+                body: row.try_get(1)?,
+                definer: row.try_get(2)?,
+                settings: settings.into_iter().collect(),
+            };
+            found.functions.insert(row.try_get(0)?, function);
+        }
+        Ok(found)
+    }
+
+    /// The tables that have triggers.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &TableName> {
+        self.tables.keys()
+    }
+}
+
+impl Wanted {
+    /// What a rule needs of its table as that is now.
+    pub(super) async fn read(client: &Client, table: &PublishedTable) -> Result<Self, tokio_postgres::Error> {
+        let quoted = statements::table(&table.schema, &table.name);
+        let row = client.query_typed_one(TABLE, &[(&quoted, Type::TEXT)]).await?;
+        let (full, all): (bool, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let (generated, key): (Vec<String>, Vec<String>) = (row.try_get(2)?, row.try_get(3)?);
+        let columns = table.columns.clone().map(|mut columns| {
+            for column in &key {
+                if !columns.contains(column) && !generated.contains(column) {
+                    columns.push(column.clone());
+                }
+            }
+            columns
+        });
+        let sent = |name: String| {
+            let sent = if generated.contains(&name) { Sent::No } else { Sent::Yes };
+            (name, sent)
+        };
+        Ok(Self {
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            fields: columns.clone().unwrap_or(all).into_iter().map(sent).collect(),
+            arguments: Arguments { columns, key, full },
+        })
+    }
+
+    /// Unquoted; the same for every table of this name, whatever became of an earlier one.
+    fn function(&self) -> String {
+        let name = [self.schema.as_bytes(), b"\0", self.name.as_bytes()].concat();
+        // FNV-1a: names must not change with the compiler's own hash.
+        let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("rows_{hash:016x}")
+    }
+
+    fn arguments(&self) -> String {
+        // Maps of strings and flags: nothing that could fail.
+        serde_json::to_string(&self.arguments).unwrap_or_default()
+    }
+
+    /// As [`Found::tables`] has them: AFTER each row of INSERT, UPDATE and DELETE, and AFTER a TRUNCATE.
+    fn triggers(&self) -> BTreeSet<(String, String, i16, bool, String)> {
+        BTreeSet::from([
+            (ROWS.to_owned(), self.function(), 29, true, self.arguments()),
+            (TRUNCATE.to_owned(), self.function(), 32, true, String::new()),
+        ])
+    }
+
+    fn as_function(&self) -> Function {
+        let settings = RENDERING.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        Function { body: self.body(), settings, definer: true }
+    }
+
+    fn create_function(&self) -> String {
+        let mut sql = format!(
+            "CREATE OR REPLACE FUNCTION walcast.{}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER",
+            self.function()
+        );
+        for (name, value) in RENDERING {
+            let _ = write!(sql, "\n    SET {name} = {}", literal(value));
+        }
+        let _ = write!(sql, "\nAS {}", dollar_quoted(&self.body()));
+        sql
+    }
+
+    /// Fires always: rows that come by replication are rows, too.
+    fn create_triggers(&self) -> Vec<String> {
+        let (table, function) = (statements::table(&self.schema, &self.name), self.function());
+        let arguments = literal(&self.arguments());
+        vec![
+            format!(
+                "CREATE TRIGGER {ROWS} AFTER INSERT OR UPDATE OR DELETE ON {table} \
+                 FOR EACH ROW EXECUTE FUNCTION walcast.{function}({arguments})"
+            ),
+            format!(
+                "CREATE TRIGGER {TRUNCATE} AFTER TRUNCATE ON {table} \
+                 FOR EACH STATEMENT EXECUTE FUNCTION walcast.{function}()"
+            ),
+            format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {ROWS}"),
+            format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {TRUNCATE}"),
+        ]
+    }
+
+    /// `row` as a literal, with only its key where `key_only`.
+    fn row(&self, row: &str, key_only: bool) -> String {
+        let fields = self.fields.iter().map(|(name, sent)| {
+            let shown = *sent == Sent::Yes && (!key_only || self.is_key(name));
+            if shown { format!("{row}.{}", ident(name)) } else { "NULL".to_owned() }
+        });
+        format!("ROW({})", fields.collect::<Vec<_>>().join(", "))
+    }
+
+    fn is_key(&self, name: &str) -> bool {
+        self.arguments.full || self.arguments.key.iter().any(|key| key == name)
+    }
+
+    /// What the function does. Types and tables are named with their schema, for the search path looks for both among
+    /// temporary ones first.
+    fn body(&self) -> String {
+        let topic = literal(&format!("{}.{}", self.schema, self.name));
+        let full = self.arguments.full;
+        let columns: Vec<_> = self
+            .fields
+            .iter()
+            .map(|(name, sent)| match sent {
+                Sent::Yes => format!(
+                    "jsonb_build_array({}, pg_typeof(NEW.{})::pg_catalog.oid::pg_catalog.int8, {})",
+                    literal(name),
+                    ident(name),
+                    self.is_key(name)
+                ),
+                Sent::No => "NULL".to_owned(),
+            })
+            .collect();
+        let columns = columns.join(",\n            ");
+        let key = |row: &str| {
+            let fields = self.arguments.key.iter().map(|name| format!("{row}.{}", ident(name)));
+            format!("ROW({})", fields.collect::<Vec<_>>().join(", "))
+        };
+        let moved = if full {
+            String::new()
+        } else {
+            format!(" AND record_image_ne({}, {})", key("OLD"), key("NEW"))
+        };
+        // A column that was added is not among those that are named, so the whole is compared.
+        let whole = if self.arguments.columns.is_some() {
+            String::new()
+        } else {
+            let other = |row: &str| {
+                let all = self.fields.iter().map(|(name, _)| format!("{row}.{}", ident(name)));
+                format!("record_image_ne({row}, ROW({}))", all.collect::<Vec<_>>().join(", "))
+            };
+            format!(
+                "
+        IF TG_OP <> 'DELETE' AND {} OR TG_OP = 'DELETE' AND {} THEN
+            RAISE EXCEPTION USING ERRCODE = 'undefined_column';
+        END IF;",
+                other("NEW"),
+                other("OLD")
+            )
+        };
+        let (new, old) = (self.row("NEW", false), self.row("OLD", !full));
+        format!(
+            "
+DECLARE
+    columns pg_catalog.jsonb;
+    new_row pg_catalog.text;
+    old_row pg_catalog.text;
+BEGIN
+    IF walcast.carry() <> 'outbox' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'TRUNCATE' THEN
+        INSERT INTO walcast.outbox (lane, topic, options, data)
+        VALUES (walcast.lane(), {topic}, ' op=truncate', '{{}}');
+        RETURN NULL;
+    END IF;
+    BEGIN{whole}
+        columns := to_jsonb(ARRAY[
+            {columns}]::pg_catalog.jsonb[]);
+        IF TG_OP <> 'DELETE' THEN
+            new_row := {new}::pg_catalog.text;
+        END IF;
+        IF TG_OP = 'DELETE' THEN
+            old_row := {old}::pg_catalog.text;
+        ELSIF TG_OP = 'UPDATE'{moved} THEN
+            old_row := {old}::pg_catalog.text;
+        END IF;
+    EXCEPTION WHEN undefined_column OR datatype_mismatch THEN
+        -- The table was altered since setup, so its rows go as they are.
+        columns := (
+            SELECT jsonb_agg(CASE WHEN a.attgenerated = '' THEN jsonb_build_array(a.attname, a.atttypid::pg_catalog.int8,
+                {full} OR EXISTS (
+                    SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid
+                    WHERE c.oid = TG_RELID AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+                        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END))
+                END ORDER BY a.attnum)
+            FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped);
+        new_row := CASE WHEN TG_OP <> 'DELETE' THEN NEW::pg_catalog.text END;
+        old_row := CASE WHEN TG_OP <> 'INSERT' THEN OLD::pg_catalog.text END;
+    END;
+    INSERT INTO walcast.outbox (lane, topic, options, data)
+    VALUES (walcast.lane(), {topic}, ' op=' || lower(TG_OP), jsonb_strip_nulls(
+        jsonb_build_object('columns', columns, 'new', new_row, 'old', old_row, 'full', {full})));
+    RETURN NULL;
+END "
+        )
+    }
+}
+
+/// What is to be done about the triggers: in words, and the statements.
+pub(super) fn plan(wanted: &[Wanted], found: &Found) -> Option<(String, Vec<String>)> {
+    let (mut notes, mut sql) = (Vec::new(), Vec::new());
+    let drop = |(schema, name): &TableName, sql: &mut Vec<String>| {
+        let triggers = found.tables.get(&(schema.clone(), name.clone()));
+        for (trigger, ..) in triggers.into_iter().flatten() {
+            sql.push(format!("DROP TRIGGER {} ON {}", ident(trigger), statements::table(schema, name)));
+        }
+    };
+    let is_wanted = |(schema, name): &TableName| {
+        wanted.iter().any(|wanted| (&wanted.schema, &wanted.name) == (schema, name))
+    };
+    for table in found.tables.keys().filter(|table| !is_wanted(table)) {
+        drop(table, &mut sql);
+        notes.push(format!("{}.{} dropped", table.0, table.1));
+    }
+    let mut made = false;
+    for wanted in wanted {
+        let table = (wanted.schema.clone(), wanted.name.clone());
+        let same_function = found.functions.get(&wanted.function()) == Some(&wanted.as_function());
+        let there = found.tables.get(&table);
+        let same_triggers = there == Some(&wanted.triggers());
+        if !same_function {
+            sql.push(wanted.create_function());
+            made = true;
+        }
+        if !same_triggers {
+            drop(&table, &mut sql);
+            sql.extend(wanted.create_triggers());
+        }
+        if !same_function || !same_triggers {
+            let done = if there.is_some() { "changed" } else { "created" };
+            notes.push(format!("{}.{} {done}", table.0, table.1));
+        }
+    }
+    let functions: BTreeSet<_> = wanted.iter().map(Wanted::function).collect();
+    let left: Vec<_> = found.functions.keys().filter(|name| !functions.contains(*name)).collect();
+    sql.extend(left.iter().map(|name| format!("DROP FUNCTION walcast.{}()", ident(name))));
+    if notes.is_empty() && !left.is_empty() {
+        notes.push("functions of dropped tables dropped".into());
+    }
+    if made {
+        sql.push(REVOKE.to_owned());
+    }
+    (!sql.is_empty()).then(|| (format!("triggers: {}", notes.join(", ")), sql))
+}
