@@ -166,10 +166,13 @@ const WANTED: &str = "wanted AS (
         FROM pg_class c WHERE c.oid IN (SELECT oid FROM wanted UNION SELECT oid FROM leaf)
     )";
 
+/// Names come with their schema whatever `search_path` is, for behind a pooler it is not ours.
 const SELECT: &str = "
     SELECT json_build_object(
         'name', w.name, 'relkind', w.relkind, 'persistence', w.relpersistence,
-        'root', CASE WHEN w.relispartition THEN pg_partition_root(w.oid)::regclass::text END,
+        'root', (SELECT format('%I.%I', n.nspname, r.relname)
+                 FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
+                 WHERE w.relispartition AND r.oid = pg_partition_root(w.oid)),
         'identity', (SELECT identity FROM identity i WHERE i.oid = w.oid),
         'columns', coalesce((
             SELECT json_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a
@@ -187,8 +190,9 @@ const SELECT: &str = "
         'published', coalesce((SELECT p.published FROM published p WHERE p.oid = w.oid), false),
         'column_list', (SELECT p.columns FROM published p WHERE p.oid = w.oid),
         'partitions', coalesce((
-            SELECT json_agg(json_build_object('name', l.oid::regclass::text, 'identity', i.identity))
-            FROM leaf l JOIN identity i ON i.oid = l.oid WHERE l.root = w.oid), '[]')
+            SELECT json_agg(json_build_object('name', format('%I.%I', n.nspname, c.relname), 'identity', i.identity))
+            FROM leaf l JOIN identity i ON i.oid = l.oid JOIN pg_class c ON c.oid = l.oid
+                JOIN pg_namespace n ON n.oid = c.relnamespace WHERE l.root = w.oid), '[]')
     )::text FROM wanted w";
 
 impl From<Found> for TableFacts {
