@@ -17,10 +17,12 @@ pub struct TableFacts {
     pub identity: Identity,
     /// Its unique indexes that are valid, cover all rows (no predicate), and are over plain columns.
     pub unique_keys: Vec<UniqueKey>,
-    /// Whether our publication holds it; `None` where that is yet to be arranged.
+    /// Whether our publication holds it, or has our triggers; `None` where that is yet to be arranged.
     pub published: Option<bool>,
-    /// The columns that our publication sends of it, where it names any; `None`: whole rows.
+    /// The columns that are sent of it, where any are named; `None`: whole rows.
     pub column_list: Option<Vec<String>>,
+    /// It is our triggers that name them, and not the publication: they always name what the rule reads.
+    pub by_trigger: bool,
     /// Of a partitioned table: its leaves, whose own replica identity decides.
     pub partitions: Vec<PartitionFacts>,
 }
@@ -158,7 +160,7 @@ impl Checking<'_> {
             self.error("name", "the publication does not hold the table", remedy);
         }
         if let Some(list) = &facts.column_list {
-            self.column_list(list);
+            self.column_list(list, facts.by_trigger);
         }
         self.columns(facts);
         self.identity(facts);
@@ -185,9 +187,9 @@ impl Checking<'_> {
     }
 
     /// What the publication holds back would be missing without a word.
-    fn column_list(&mut self, list: &[String]) {
+    fn column_list(&mut self, list: &[String], by_trigger: bool) {
         let rule = self.rule;
-        let named = if rule.column_list { rule.reads() } else { None };
+        let named = if rule.column_list || by_trigger { rule.reads() } else { None };
         let missing = match &named {
             None => Some("others".to_owned()),
             Some(named) => named
@@ -196,7 +198,8 @@ impl Checking<'_> {
                 .map(|column| format!("{column:?}")),
         };
         if let Some(missing) = missing {
-            let cause = format!("the publication sends only {}, and not {missing}", list.join(", "));
+            let sends = if by_trigger { "its trigger" } else { "the publication" };
+            let cause = format!("{sends} sends only {}, and not {missing}", list.join(", "));
             self.error("columns", cause, "run `walcast setup`");
         }
     }

@@ -58,7 +58,7 @@ pub(crate) async fn facts(
             let text: &str = row.try_get(0).map_err(failed)?;
             let found: Found = serde_json::from_str(text)
                 .map_err(|error| Failure::again(format!("the catalog cannot be read: {error}")))?;
-            Ok(found.into())
+            Ok(TableFacts { by_trigger: matches!(publishing, Publishing::Triggers), ..found.into() })
         })
         .collect()
 }
@@ -215,6 +215,7 @@ impl From<Found> for TableFacts {
             unique_keys: found.unique_keys.into_iter().map(Into::into).collect(),
             published: Some(found.published),
             column_list: found.column_list,
+            by_trigger: false,
             partitions: found.partitions.into_iter().map(Into::into).collect(),
         }
     }

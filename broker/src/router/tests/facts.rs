@@ -21,6 +21,7 @@ fn vms() -> TableFacts {
         unique_keys: vec![unique("vms_pkey", &["id"]), unique("vms_host", &["host"])],
         published: Some(true),
         column_list: None,
+        by_trigger: false,
         partitions: Vec::new(),
     }
 }
