@@ -22,6 +22,7 @@ mod memory;
 mod messages;
 mod newer;
 mod order;
+mod outbox;
 mod pooler;
 mod postgres;
 mod protocol;

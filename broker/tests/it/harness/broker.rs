@@ -225,9 +225,7 @@ impl Broker {
 
     /// Waits until everything committed so far is delivered to whom it concerns.
     pub(crate) async fn catch_up(&self) {
-        static MARKS: AtomicU64 = AtomicU64::new(0);
-        let mark = format!("caught up {}", MARKS.fetch_add(1, Ordering::Relaxed));
-        let publish = format!("SELECT walcast.publish('{MARK}', '\"{mark}\"')");
+        let (mark, publish) = mark();
         let Follower(mut marks) = self.follow(Transport::Poll, &[MARK]).await;
         self.run(&publish).await;
         loop {
@@ -265,13 +263,14 @@ impl Broker {
 
     /// What comes up to a mark that is made now; the follower follows [`MARK`] too.
     pub(crate) async fn rest(&self, follower: &mut Follower) -> Vec<Event<Value>> {
-        self.run(&format!("SELECT walcast.publish('{MARK}', '\"rest\"')")).await;
+        let (mark, publish) = mark();
+        self.run(&publish).await;
         let mut events = Vec::new();
         loop {
             let event = follower.next().await;
             if event.topic.as_str() != MARK {
                 events.push(event);
-            } else if event.data == "rest" {
+            } else if event.data == *mark {
                 return events;
             }
         }
@@ -281,6 +280,14 @@ impl Broker {
     pub(crate) async fn rest_lines(&self, follower: &mut Follower) -> Vec<String> {
         self.rest(follower).await.iter().map(line).collect()
     }
+}
+
+/// A mark that nobody made before, and the statement that publishes it.
+fn mark() -> (String, String) {
+    static MARKS: AtomicU64 = AtomicU64::new(0);
+    let mark = format!("mark {}", MARKS.fetch_add(1, Ordering::Relaxed));
+    let publish = format!("SELECT walcast.publish('{MARK}', '\"{mark}\"')");
+    (mark, publish)
 }
 
 /// The configuration of a test's broker: slot and publication named after it, ports free ones.
