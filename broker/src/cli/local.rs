@@ -59,6 +59,7 @@ pub async fn set_up(config: &Config, accept_unbounded_wal: bool) -> Result<(), F
 /// See [`teardown`].
 pub async fn take_down(config: &Config) -> Result<(), Failure> {
     let options = TeardownOptions {
+        kind: config.source.kind,
         source: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         ..TeardownOptions::default()

@@ -113,6 +113,7 @@ mod tests {
         check(&["walcast", "tail", "a", "--after", "yesterday"], "not a cursor");
         check(&["walcast", "tail", "a", "--transport", "fax"], "poll, sse or ws");
         check(&["walcast", "publish", "vm/*", "{}"], "no '*'");
+        check(&["walcast", "setup", "--source", "pigeon"], "wal or outbox");
         check(&["walcast", "publish", "vm/a"], "JSON");
     }
 }

@@ -26,6 +26,8 @@ pub struct TeardownCommand {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
+    source: SourceFlag,
+    #[command(flatten)]
     args: TeardownArgs,
 }
 
@@ -74,9 +76,10 @@ pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), 
 /// # Errors
 /// See [`SetupError`](setup::SetupError).
 pub async fn take_down(command: &TeardownCommand, out: &mut impl Write) -> Result<(), Failure> {
-    let config = command.settings.load()?;
+    let config = command.source.over(command.settings.loader()).load()?;
     let args = &command.args;
     let options = TeardownOptions {
+        kind: config.source.kind,
         source: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         wait: args.wait,

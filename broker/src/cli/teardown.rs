@@ -14,6 +14,7 @@ use tokio_postgres::types::Type;
 
 use super::setup::statements::{self, ident};
 use super::setup::{Report, SetupError, begin, end, outbox};
+use crate::source::SourceKind;
 
 mod rights;
 
@@ -60,6 +61,8 @@ pub struct TeardownArgs {
 /// What is to be taken down.
 #[derive(Clone, Debug)]
 pub struct TeardownOptions {
+    /// By which way events travel, as far as the configuration knows; what there is goes, whatever it is for.
+    pub kind: SourceKind,
     /// Name of the source, with which the names of all its slots begin.
     pub source: String,
     /// Name of the publication.
@@ -73,6 +76,7 @@ pub struct TeardownOptions {
 impl Default for TeardownOptions {
     fn default() -> Self {
         Self {
+            kind: SourceKind::Wal,
             source: "walcast".into(),
             publication: "walcast".into(),
             wait: Duration::from_secs(15),
@@ -114,17 +118,15 @@ async fn take_down(
     options: &TeardownOptions,
     report: &mut Report,
 ) -> Result<(), SetupError> {
-    // Without slots a transaction is enough, and that is all that there is of a session behind a pooler.
-    if !any_slot(client, options).await? {
-        remove_objects(client, options, report).await?;
-        // A broker that was alive may have made its slots meanwhile.
-        if !any_slot(client, options).await? {
-            return Ok(());
-        }
+    // Where there are no slots a transaction is enough, and behind a pooler that is all that there is of a session.
+    let session = options.kind == SourceKind::Wal && any_slot(client, options).await?;
+    if session {
+        begin(client, options.lock_timeout).await?;
     }
-    begin(client, options.lock_timeout).await?;
     let result = take_down_in_session(client, options, report).await;
-    end(client).await;
+    if session {
+        end(client).await;
+    }
     result
 }
 

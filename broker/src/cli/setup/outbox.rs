@@ -60,12 +60,18 @@ impl Found {
     pub(super) async fn read(client: &Client, options: &SetupOptions) -> Result<Self, tokio_postgres::Error> {
         let mut found = Self { triggers: triggers::Found::read(client).await?, ..Self::nothing() };
         let sql = "SELECT to_regclass('walcast.outbox_reader') IS NOT NULL";
-        if client.query_typed_one(sql, &[]).await?.try_get(0)? {
-            let sql = "SELECT carry, lane_seconds, EXISTS (SELECT FROM walcast.outbox_reader) FROM walcast.settings";
+        let schema: bool = client.query_typed_one(sql, &[]).await?.try_get(0)?;
+        if schema {
+            let sql = "SELECT carry, lane_seconds FROM walcast.settings";
             if let Some(row) = client.query_typed_opt(sql, &[]).await? {
                 (found.carry, found.lane_seconds) = (row.try_get(0)?, row.try_get(1)?);
-                found.begun = row.try_get(2)?;
             }
+        }
+        if schema && options.kind == SourceKind::Outbox {
+            // What a broker asks, so that its role may look, too.
+            let sql = "SELECT walcast.outbox_start($1) IS NOT NULL";
+            let row = client.query_typed_one(sql, &[(&options.source, Type::TEXT)]).await?;
+            found.begun = row.try_get(0)?;
         }
         if options.kind == SourceKind::Outbox {
             for table in &options.tables {

@@ -17,6 +17,9 @@ use crate::postgres::RENDERING;
 /// A schema and a name in it, both unquoted.
 type TableName = (String, String);
 
+/// What tells a trigger from others: its name, function and kind, whether it fires always, its arguments.
+type Trigger = (String, String, i16, bool, String);
+
 const ROWS: &str = "walcast_rows";
 const TRUNCATE: &str = "walcast_truncate";
 
@@ -25,12 +28,12 @@ const TRUNCATE: &str = "walcast_truncate";
 pub(super) struct Wanted {
     schema: String,
     name: String,
-    /// What a row is made of, in order; `None` stands for a column that is not sent.
+    /// What a row is made of, in order.
     fields: Vec<(String, Sent)>,
     arguments: Arguments,
 }
 
-/// Whether a field is sent. Generated columns are not, as by the log.
+/// Whether a field is a column that is sent. Generated ones are not, as by the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     Yes,
@@ -60,8 +63,8 @@ struct Function {
 /// All triggers and functions as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    /// For each table what tells its triggers from others: trigger, function, kind, whether it fires always, arguments.
-    tables: BTreeMap<TableName, BTreeSet<(String, String, i16, bool, String)>>,
+    /// For each table.
+    tables: BTreeMap<TableName, BTreeSet<Trigger>>,
     functions: BTreeMap<String, Function>,
 }
 
@@ -183,7 +186,7 @@ impl Wanted {
     }
 
     /// As [`Found::tables`] has them: AFTER each row of INSERT, UPDATE and DELETE, and AFTER a TRUNCATE.
-    fn triggers(&self) -> BTreeSet<(String, String, i16, bool, String)> {
+    fn triggers(&self) -> BTreeSet<Trigger> {
         BTreeSet::from([
             (ROWS.to_owned(), self.function(), 29, true, self.arguments()),
             (TRUNCATE.to_owned(), self.function(), 32, true, String::new()),
@@ -228,7 +231,7 @@ impl Wanted {
     /// `row` as a literal, with only its key where `key_only`.
     fn row(&self, row: &str, key_only: bool) -> String {
         let fields = self.fields.iter().map(|(name, sent)| {
-            let shown = *sent == Sent::Yes && (!key_only || self.is_key(name));
+            let shown = !key_only || *sent == Sent::Yes && self.is_key(name);
             if shown { format!("{row}.{}", ident(name)) } else { "NULL".to_owned() }
         });
         format!("ROW({})", fields.collect::<Vec<_>>().join(", "))
@@ -267,29 +270,24 @@ impl Wanted {
             format!(" AND record_image_ne({}, {})", key("OLD"), key("NEW"))
         };
         // A column that was added is not among those that are named, so the whole is compared.
-        let whole = if self.arguments.columns.is_some() {
-            String::new()
-        } else {
-            let other = |row: &str| {
-                let all = self.fields.iter().map(|(name, _)| format!("{row}.{}", ident(name)));
-                format!("record_image_ne({row}, ROW({}))", all.collect::<Vec<_>>().join(", "))
-            };
-            format!(
-                "
-        IF TG_OP <> 'DELETE' AND {} OR TG_OP = 'DELETE' AND {} THEN
-            RAISE EXCEPTION USING ERRCODE = 'undefined_column';
-        END IF;",
-                other("NEW"),
-                other("OLD")
-            )
+        let whole = self.arguments.columns.is_none();
+        let same = |row: &str, of: &str| {
+            if whole {
+                format!("\n            same := {of} = {row}::pg_catalog.text;")
+            } else {
+                String::new()
+            }
         };
         let (new, old) = (self.row("NEW", false), self.row("OLD", !full));
+        let (same_new, same_old) =
+            (same("NEW", "new_row"), same("OLD", &format!("{}::pg_catalog.text", self.row("OLD", false))));
         format!(
             "
 DECLARE
     columns pg_catalog.jsonb;
     new_row pg_catalog.text;
     old_row pg_catalog.text;
+    same    pg_catalog.bool := true;
 BEGIN
     IF walcast.carry() <> 'outbox' THEN
         RETURN NULL;
@@ -299,31 +297,35 @@ BEGIN
         VALUES (walcast.lane(), {topic}, ' op=truncate', '{{}}');
         RETURN NULL;
     END IF;
-    BEGIN{whole}
+    BEGIN
+        IF TG_OP <> 'DELETE' THEN
+            new_row := {new}::pg_catalog.text;{same_new}
+        ELSE
+            old_row := {old}::pg_catalog.text;{same_old}
+        END IF;
+        IF TG_OP = 'UPDATE'{moved} THEN
+            old_row := {old}::pg_catalog.text;
+        END IF;
         columns := to_jsonb(ARRAY[
             {columns}]::pg_catalog.jsonb[]);
-        IF TG_OP <> 'DELETE' THEN
-            new_row := {new}::pg_catalog.text;
-        END IF;
-        IF TG_OP = 'DELETE' THEN
-            old_row := {old}::pg_catalog.text;
-        ELSIF TG_OP = 'UPDATE'{moved} THEN
-            old_row := {old}::pg_catalog.text;
-        END IF;
     EXCEPTION WHEN undefined_column OR datatype_mismatch THEN
+        same := false;
+    END;
+    IF NOT same THEN
         -- The table was altered since setup, so its rows go as they are.
         columns := (
             SELECT jsonb_agg(CASE WHEN a.attgenerated = '' THEN jsonb_build_array(a.attname, a.atttypid::pg_catalog.int8,
-                {full} OR EXISTS (
-                    SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid
-                    WHERE c.oid = TG_RELID AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
-                        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END))
+                {full} OR a.attnum = ANY (ARRAY(
+                    SELECT unnest(i.indkey[0:i.indnkeyatts - 1])
+                    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid
+                    WHERE c.oid = TG_RELID
+                        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)))
                 END ORDER BY a.attnum)
             FROM pg_catalog.pg_attribute AS a
             WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped);
         new_row := CASE WHEN TG_OP <> 'DELETE' THEN NEW::pg_catalog.text END;
         old_row := CASE WHEN TG_OP <> 'INSERT' THEN OLD::pg_catalog.text END;
-    END;
+    END IF;
     INSERT INTO walcast.outbox (lane, topic, options, data)
     VALUES (walcast.lane(), {topic}, ' op=' || lower(TG_OP), jsonb_strip_nulls(
         jsonb_build_object('columns', columns, 'new', new_row, 'old', old_row, 'full', {full})));

@@ -20,7 +20,7 @@ fn options(tables: &[PublishedTable]) -> SetupOptions {
     SetupOptions { tables: tables.to_vec(), ..SetupOptions::default() }
 }
 
-async fn text(client: &Client, sql: &str) -> String {
+pub(super) async fn text(client: &Client, sql: &str) -> String {
     client.query_one(sql, &[]).await.unwrap().get::<_, Option<String>>(0).unwrap_or_default()
 }
 
@@ -299,7 +299,11 @@ async fn a_slot_of_somebody_else_is_left_alone() {
     assert!(error.to_string().contains("taken by another use (plugin physical"), "{error}");
 }
 
-async fn printed(audience: Audience, options: &SetupOptions, client: Option<&mut Client>) -> String {
+pub(super) async fn printed(
+    audience: Audience,
+    options: &SetupOptions,
+    client: Option<&mut Client>,
+) -> String {
     let args = SetupArgs { print_sql: Some(audience), ..SetupArgs::default() };
     let mut out = Vec::new();
     run(&args, options, client, &mut out).await.unwrap();

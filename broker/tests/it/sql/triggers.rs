@@ -1,0 +1,251 @@
+//! What the triggers of published tables write to the outbox.
+
+use tokio_postgres::Client;
+use walcast::cli::setup::{PublishedTable, setup as set_up};
+
+use super::outbox::{options, written};
+use super::setup::table;
+use crate::server;
+
+/// A database with these tables, all published.
+async fn published(database: &str, ddl: &str, tables: &[PublishedTable]) -> Client {
+    server::create(database).await;
+    let mut client = server::connect(database, "postgres").await;
+    client.batch_execute(ddl).await.unwrap();
+    set_up(&mut client, &options(tables)).await.unwrap();
+    client
+}
+
+/// What these statements write.
+async fn of(client: &Client, sql: &str) -> Vec<String> {
+    client.batch_execute(sql).await.unwrap();
+    written(client).await
+}
+
+#[tokio::test]
+async fn each_kind_of_change_is_written() {
+    let ddl = "CREATE TABLE a (id int PRIMARY KEY, x text, y int GENERATED ALWAYS AS (id * 2) STORED, z text);
+        CREATE TABLE wide (x text, z json); ALTER TABLE wide REPLICA IDENTITY FULL;
+        CREATE TABLE indexed (x text, k text NOT NULL, l int NOT NULL); CREATE UNIQUE INDEX i ON indexed (l, k) INCLUDE (x);
+        ALTER TABLE indexed REPLICA IDENTITY USING INDEX i; CREATE TABLE child () INHERITS (wide)";
+    let tables =
+        [table("public.a", None), table("public.wide", Some(&["z"])), table("public.indexed", Some(&["x"]))];
+    let client = published("triggers_kinds", ddl, &tables).await;
+
+    let columns =
+        r#""full": false, "columns": [["id", 23, true], ["x", 25, false], null, ["z", 25, false]]}"#;
+    let changes = "INSERT INTO a VALUES (1, NULL, DEFAULT, ''), (2, E'a \"b\\\\c, (d)', DEFAULT, 'é');
+        UPDATE a SET x = 'new' WHERE id = 1; UPDATE a SET id = 3 WHERE id = 1; UPDATE a SET id = 3 WHERE id = 3;
+        DELETE FROM a WHERE id = 3; UPDATE a SET x = 'nobody' WHERE id = 9; TRUNCATE a";
+    let expected = [
+        format!(r#"public.a op=insert {{"new": "(1,,2,\"\")", {columns}"#),
+        format!(r#"public.a op=insert {{"new": "(2,\"a \"\"b\\\\c, (d)\",4,é)", {columns}"#),
+        format!(r#"public.a op=update {{"new": "(1,new,2,\"\")", {columns}"#),
+        format!(r#"public.a op=update {{"new": "(3,new,6,\"\")", "old": "(1,,,)", {columns}"#),
+        format!(r#"public.a op=update {{"new": "(3,new,6,\"\")", {columns}"#),
+        format!(r#"public.a op=delete {{"old": "(3,,,)", {columns}"#),
+        "public.a op=truncate {}".to_owned(),
+    ];
+    assert_eq!(of(&client, changes).await, expected);
+
+    let columns = r#""full": true, "columns": [["z", 114, true]]}"#;
+    let changes = r#"INSERT INTO wide VALUES ('x', '[1 ]'); UPDATE wide SET x = 'y'; UPDATE wide SET z = NULL;
+        INSERT INTO child VALUES ('child'); DELETE FROM ONLY wide"#;
+    let expected = [
+        format!(r#"public.wide op=insert {{"new": "(\"[1 ]\")", {columns}"#),
+        format!(r#"public.wide op=update {{"new": "(\"[1 ]\")", "old": "(\"[1 ]\")", {columns}"#),
+        format!(r#"public.wide op=update {{"new": "()", "old": "(\"[1 ]\")", {columns}"#),
+        format!(r#"public.wide op=delete {{"old": "()", {columns}"#),
+    ];
+    assert_eq!(of(&client, changes).await, expected);
+
+    let columns = r#""full": false, "columns": [["x", 25, false], ["k", 25, true], ["l", 23, true]]}"#;
+    let changes =
+        "INSERT INTO indexed VALUES ('x', 'k', 1); UPDATE indexed SET x = 'y'; UPDATE indexed SET k = 'K'";
+    let expected = [
+        format!(r#"public.indexed op=insert {{"new": "(x,k,1)", {columns}"#),
+        format!(r#"public.indexed op=update {{"new": "(y,k,1)", {columns}"#),
+        format!(r#"public.indexed op=update {{"new": "(y,K,1)", "old": "(,k,1)", {columns}"#),
+    ];
+    assert_eq!(of(&client, changes).await, expected);
+    // What is rolled back was never there, and what comes by replication is a change like any other.
+    let changes = "BEGIN; DELETE FROM indexed; SAVEPOINT s; ROLLBACK; SET session_replication_role = replica;
+        DELETE FROM indexed; TRUNCATE indexed; RESET session_replication_role";
+    let expected = [
+        format!(r#"public.indexed op=delete {{"old": "(,K,1)", {columns}"#),
+        "public.indexed op=truncate {}".to_owned(),
+    ];
+    assert_eq!(of(&client, changes).await, expected);
+}
+
+#[tokio::test]
+async fn a_table_that_is_altered_goes_on() {
+    let ddl = "CREATE TABLE part (id int PRIMARY KEY, x text, y int); CREATE TABLE whole (id int PRIMARY KEY, x text, y int)";
+    let tables = [table("public.part", Some(&["x"])), table("public.whole", None)];
+    let client = published("triggers_altered", ddl, &tables).await;
+    // Made plans, and one that has made none yet.
+    let changes = "INSERT INTO part VALUES (1, 'x', 1); UPDATE part SET id = 1, x = 'y'; DELETE FROM part;
+        INSERT INTO whole VALUES (1, 'x', 1); UPDATE whole SET x = 'y'; DELETE FROM whole";
+    assert_eq!(of(&client, changes).await.len(), 6);
+    let other = server::connect("triggers_altered", "postgres").await;
+    let same = async |part: &str, whole: &str, columns: [&str; 3]| {
+        for table in ["part", "whole"] {
+            for client in [&client, &other] {
+                let change = if table == "part" { part } else { whole };
+                let [known, id, more] = columns;
+                let named = format!(r#""full": false, "columns": [["{id}", 23, true], {more}]}}"#);
+                let known = if table == "part" && !known.is_empty() { known } else { &named };
+                let sql = format!(
+                    "INSERT INTO {table} VALUES {change}; UPDATE {table} SET {id} = 2; DELETE FROM {table}"
+                );
+                let lines = of(client, &sql).await;
+                assert_eq!(lines.len(), 3, "{lines:?}");
+                assert!(lines.iter().all(|line| line.ends_with(known)), "{lines:?} {known}");
+                assert!(lines[0].contains(r#"{"new": "(1,"#), "{lines:?}");
+                assert!(
+                    lines[1].contains(r#"{"new": "(2,"#) && lines[1].contains(r#""old": "(1,"#),
+                    "{lines:?}"
+                );
+                assert!(lines[2].contains(r#"{"old": "(2,"#), "{lines:?}");
+            }
+        }
+    };
+    let alter = async |what: &str| {
+        let sql = format!("ALTER TABLE part {what}; ALTER TABLE whole {what}");
+        other.batch_execute(&sql).await.unwrap();
+    };
+    alter("RENAME x TO z").await;
+    let row = "(1, 'x', 1)";
+    same(row, row, ["", "id", r#"["z", 25, false], ["y", 23, false]"#]).await;
+    alter("DROP COLUMN z").await;
+    same("(1, 1)", "(1, 1)", ["", "id", r#"["y", 23, false]"#]).await;
+    alter("RENAME id TO ident").await;
+    same("(1, 1)", "(1, 1)", ["", "ident", r#"["y", 23, false]"#]).await;
+    // Setup knows better again.
+    let mut admin = server::connect("triggers_altered", "postgres").await;
+    let tables = [table("public.part", Some(&["ident", "y"])), table("public.whole", None)];
+    set_up(&mut admin, &options(&tables)).await.unwrap();
+    let known = r#""columns": [["ident", 23, true], ["y", 23, false]]}"#;
+    same("(1, 1)", "(1, 1)", [known, "ident", r#"["y", 23, false]"#]).await;
+    alter("ADD COLUMN w bool DEFAULT true").await;
+    same("(1, 1)", "(1, 1)", [known, "ident", r#"["y", 23, false], ["w", 16, false]"#]).await;
+    // Of a type that is another one, a session that has made its plans sends whole rows, others what they are told to.
+    alter("ALTER COLUMN y TYPE text").await;
+    let (insert, delete) = ("INSERT INTO part VALUES (1, '1')", "DELETE FROM part");
+    for client in [&client, &admin] {
+        let lines = of(client, &format!("{insert}; {delete}")).await;
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines.iter().all(|line| line.contains(r#"["y", 25, false]"#)), "{lines:?}");
+    }
+    same("(1, '1')", "(1, '1')", ["]]}", "ident", r#"["y", 25, false], ["w", 16, false]"#]).await;
+}
+
+#[tokio::test]
+async fn partitions_write_as_their_root() {
+    let ddl = "CREATE TABLE root (id int, x text, k text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+        CREATE TABLE low PARTITION OF root FOR VALUES FROM (0) TO (10);
+        CREATE TABLE high (gone int, k text, x text, id int NOT NULL); ALTER TABLE high DROP COLUMN gone;
+        ALTER TABLE root ATTACH PARTITION high FOR VALUES FROM (10) TO (20)";
+    let mut client = published("triggers_partitions", ddl, &[table("public.root", None)]).await;
+    let in_order = r#""full": false, "columns": [["id", 23, true], ["x", 25, false], ["k", 25, false]]}"#;
+    let other = r#""full": false, "columns": [["k", 25, false], ["x", 25, false], ["id", 23, true]]}"#;
+    let changes = "INSERT INTO root VALUES (1, 'x', 'k'), (11, 'x', 'k'); INSERT INTO low VALUES (2, 'x', 'k');
+        INSERT INTO high (id, x) VALUES (12, 'x'); UPDATE root SET id = 13 WHERE id = 1; DELETE FROM high WHERE id = 11;
+        TRUNCATE root";
+    let expected = [
+        format!(r#"public.root op=insert {{"new": "(1,x,k)", {in_order}"#),
+        format!(r#"public.root op=insert {{"new": "(k,x,11)", {other}"#),
+        format!(r#"public.root op=insert {{"new": "(2,x,k)", {in_order}"#),
+        format!(r#"public.root op=insert {{"new": "(,x,12)", {other}"#),
+        format!(r#"public.root op=delete {{"old": "(1,,)", {in_order}"#),
+        format!(r#"public.root op=insert {{"new": "(k,x,13)", {other}"#),
+        format!(r#"public.root op=delete {{"old": "(k,x,11)", {other}"#),
+        "public.root op=truncate {}".to_owned(),
+    ];
+    assert_eq!(of(&client, changes).await, expected);
+
+    // Named columns are found wherever they are, also in a partition that comes later.
+    set_up(&mut client, &options(&[table("public.root", Some(&["x"]))])).await.unwrap();
+    let changes = "CREATE TABLE later PARTITION OF root FOR VALUES FROM (20) TO (30); INSERT INTO root (id, x) VALUES (12, 'x');
+        SET session_replication_role = replica; INSERT INTO root VALUES (21, 'x', 'k'); RESET session_replication_role;
+        ALTER TABLE root DETACH PARTITION high; DELETE FROM high";
+    let columns = r#""full": false, "columns": [["x", 25, false], ["id", 23, true]]}"#;
+    let expected = [
+        format!(r#"public.root op=insert {{"new": "(x,12)", {columns}"#),
+        format!(r#"public.root op=insert {{"new": "(x,21)", {columns}"#),
+    ];
+    assert_eq!(of(&client, changes).await, expected);
+    assert!(!set_up(&mut client, &options(&[table("public.root", Some(&["x"]))])).await.unwrap().changed());
+}
+
+#[tokio::test]
+async fn values_look_the_same_whatever_the_session_sets() {
+    let ddl = "CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('glad'); CREATE TABLE app.of_class (id int);
+        CREATE TABLE a (id int PRIMARY KEY, t timestamptz, i interval, f float8, b bytea, c regclass, m app.mood, n money)";
+    let client = published("triggers_settings", ddl, &[table("public.a", None)]).await;
+    let change = "INSERT INTO public.a VALUES (1, '2026-01-02 03:04:05.6+00', '1 day 2 hours', 0.1::float8 + 0.2, '\\x00ff',
+        'app.of_class', 'glad', '1.50'); DELETE FROM public.a";
+    let plain = of(&client, change).await;
+    let new = r#"{"new": "(1,\"2026-01-02 03:04:05.6+00\",\"1 day 02:00:00\",0.30000000000000004,\"\\\\x00ff\",app.of_class,glad,"#;
+    assert!(plain[0].contains(new), "{plain:?}");
+    let set = "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL, DMY'; SET IntervalStyle = iso_8601;
+        SET extra_float_digits = -5; SET bytea_output = escape; SET search_path = app; SET quote_all_identifiers = on;
+        SET lc_monetary = 'C.UTF-8'";
+    client.batch_execute(set).await.unwrap();
+    assert_eq!(of(&client, change).await, plain);
+    let zone: String = client.query_one("SHOW TimeZone", &[]).await.unwrap().get(0);
+    assert_eq!(zone, "Asia/Tokyo");
+}
+
+#[tokio::test]
+async fn names_may_be_anything() {
+    let long = "n".repeat(63);
+    let mut ddl = "CREATE SCHEMA \"my app\"; CREATE SCHEMA \"éé\"; CREATE DOMAIN small AS int;".to_owned();
+    let names =
+        ["my app.it's $rows$ \\ {}", "éé.ü.. ✓", &format!("public.{long}"), "public.new", "public.%I %s"];
+    let columns = ["it's", "a \"b\"", "ü.✓", "\\ $rows$ {} %", "new", "columns", &"c".repeat(63)];
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let mut tables = Vec::new();
+    for name in names {
+        let fields: Vec<_> = columns.iter().map(|column| format!("{} small", quoted(column))).collect();
+        let (schema, table_name) = name.split_once('.').unwrap();
+        ddl.push_str(&format!(
+            "CREATE TABLE {}.{} ({}, PRIMARY KEY ({}));",
+            quoted(schema),
+            quoted(table_name),
+            fields.join(", "),
+            quoted(columns[1])
+        ));
+        tables.extend([table(name, if tables.len() % 2 == 0 { None } else { Some(&columns) })]);
+    }
+    let mut client = published("triggers_names", &ddl, &tables).await;
+    for name in names {
+        let (schema, table_name) = name.split_once('.').unwrap();
+        let relation = format!("{}.{}", quoted(schema), quoted(table_name));
+        let lines =
+            of(&client, &format!("INSERT INTO {relation} VALUES (1, 2, 3, 4, 5, 6, 7); TRUNCATE {relation}"))
+                .await;
+        assert!(
+            lines[0].starts_with(&format!("{name} op=insert {{\"new\": \"(1,2,3,4,5,6,7)\"")),
+            "{lines:?}"
+        );
+        for column in columns {
+            assert!(
+                lines[0].contains(&format!("[{}, ", serde_json::to_string(column).unwrap())),
+                "{column} {lines:?}"
+            );
+        }
+        assert_eq!(lines[1], format!("{name} op=truncate {{}}"));
+    }
+    assert!(!set_up(&mut client, &options(&tables)).await.unwrap().changed());
+}
+
+#[tokio::test]
+async fn a_table_may_have_many_columns() {
+    let columns: Vec<_> = (0..300).map(|n| format!("c{n} int")).collect();
+    let ddl = format!("CREATE TABLE a (id int PRIMARY KEY, {})", columns.join(", "));
+    let client = published("triggers_many", &ddl, &[table("public.a", None)]).await;
+    let lines = of(&client, "INSERT INTO a (id, c299) VALUES (1, 2)").await;
+    assert!(lines[0].contains(&format!(r#""(1{}2)""#, ",".repeat(300))), "{lines:?}");
+    assert!(lines[0].ends_with(r#"["c299", 23, false]]}"#), "{lines:?}");
+}
