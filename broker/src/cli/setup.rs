@@ -1,4 +1,4 @@
-//! `walcast setup`: makes the schema, the publication, the grants and the floor slot.
+//! `walcast setup`: makes the schema, the grants, and the publication and the floor slot, or the outbox's triggers.
 //!
 //! It looks first, refuses what would not work, and then takes the missing steps, so a second run finds
 //! nothing to do. The steps that it takes are the steps that `--print-sql` prints: there is one plan. It
@@ -39,6 +39,7 @@ use self::embedded::migrations;
 #[command(after_help = "Examples:
   walcast setup
   walcast setup --broker-role walcast --publisher app
+  walcast setup --source outbox        # without logical replication, or through a pooler
   walcast setup --print-sql            # every statement, grouped by who runs it
   walcast setup --print-sql=owner | psql -U owner mydb
 
