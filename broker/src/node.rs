@@ -157,7 +157,8 @@ impl Node {
         node.spawn("ingest", {
             let (backbone, hub) = (Arc::clone(&parts.backbone), Arc::clone(&parts.hub));
             let health = Arc::clone(&parts.health);
-            async move { Ok(pipeline::ingest(backbone, hub, health).await?) }
+            let kind = parts.config.source.kind;
+            async move { Ok(pipeline::ingest(backbone, hub, health, kind).await?) }
         });
         node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
         node.spawn("monitor", monitor::run(Arc::clone(&parts)));

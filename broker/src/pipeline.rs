@@ -18,7 +18,7 @@ use crate::event::{Batch, Changes, Commit, Entry, Note, Start, TransactionPart};
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
 use crate::router::{Router, Routing};
-use crate::source::{Retry, Source, SourceError};
+use crate::source::{Retry, Source, SourceError, SourceKind};
 
 /// First and longest pause between attempts to reach the source; the pause taken is a random part of it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -397,7 +397,12 @@ pub async fn ingest<B: Backbone>(
     backbone: Arc<B>,
     hub: Arc<Hub>,
     health: Arc<Health>,
+    kind: SourceKind,
 ) -> Result<(), StateFull> {
+    let (replayed, unit) = match kind {
+        SourceKind::Wal => ("log", "bytes"),
+        SourceKind::Outbox => ("outbox", "ticks"),
+    };
     while let Ok(batch) = backbone.next().await {
         hub.ingest(&batch, Instant::now())?;
         let status = hub.status();
@@ -409,7 +414,7 @@ pub async fn ingest<B: Backbone>(
             health.unwell(
                 Part::State,
                 match status.replaying {
-                    true => format!("replaying the log: {left} bytes left, from {head} to {until}"),
+                    true => format!("replaying the {replayed}: {left} {unit} left, from {head} to {until}"),
                     false => format!("reading current values{}, at {head}", of(&hub.outdated())),
                 },
             );

@@ -134,6 +134,10 @@ declare! {
         "events that lack some of what their rule publishes; labels table, reason";
     counter ROUTER_MALFORMED_TOTAL = "walcast_router_malformed_messages_total",
         "messages with our key whose content is not what walcast.publish writes; label reason";
+    counter OUTBOX_TICKS_TOTAL = "walcast_outbox_ticks_total", "ticks that this broker made";
+    counter OUTBOX_ROWS_TOTAL = "walcast_outbox_rows_total", "rows of the outbox that were read";
+    counter OUTBOX_UNREADABLE_TOTAL = "walcast_outbox_unreadable_rows_total",
+        "rows of the outbox that are not what our triggers write, and were left out; label table";
     gauge SLOT_STATUS = "walcast_slot_status",
         "whether a slot's WAL is there: 0 reserved, 1 extended, 2 unreserved, 3 lost; labels source, slot";
     gauge SLOT_SAFE_BYTES = "walcast_slot_safe_bytes",

@@ -22,6 +22,7 @@ use crate::hub::Hub;
 use crate::postgres::{Session, describe};
 use crate::source::failure::{Failure, Kind};
 use crate::source::types;
+use crate::telemetry;
 
 /// The pause between two looks while something comes.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -116,6 +117,7 @@ impl Reader {
                     pause = (pause * 2).min(self.poll_max);
                 }
                 Look::Made(tick, page) => {
+                    metrics::counter!(telemetry::OUTBOX_TICKS_TOTAL).increment(1);
                     pause = if page.rows.is_empty() { pause } else { PAUSE_MIN };
                     self.tell_tick(tick, page).await?;
                 }
@@ -202,6 +204,7 @@ impl Reader {
         &mut self,
         rows: Vec<Written<Line>>,
     ) -> Result<Vec<Written<Option<ChangeKind>>>, Failure> {
+        metrics::counter!(telemetry::OUTBOX_ROWS_TOTAL).increment(rows.len() as u64);
         let mut understood = Vec::with_capacity(rows.len());
         for Written { xid, what: line } in rows {
             let what = match operation(&line.options) {
@@ -225,6 +228,8 @@ impl Reader {
                     self.records.learn(&unknown, &known);
                 }
                 Err(error) => {
+                    metrics::counter!(telemetry::OUTBOX_UNREADABLE_TOTAL, telemetry::LABEL_TABLE => line.topic.clone())
+                        .increment(1);
                     tracing::error!(
                         table = line.topic,
                         "a row of the outbox cannot be read, and is left out: {error}"
