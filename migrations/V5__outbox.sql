@@ -190,6 +190,7 @@ BEGIN
         'database', (SELECT d.oid::text FROM pg_database AS d WHERE d.datname = current_database()),
         'generation', (SELECT g.generation::text FROM walcast.source AS g WHERE g.slot = source),
         'carry', (SELECT s.carry FROM walcast.settings AS s),
+        'isolation', current_setting('transaction_isolation'),
         'lane_seconds', (SELECT s.lane_seconds FROM walcast.settings AS s),
         'xmax', pg_snapshot_xmax(pg_current_snapshot())::text,
         'kept', r.kept, 'quiet_tick', r.quiet_tick, 'quiet_ordinal', r.quiet_ordinal,
@@ -209,7 +210,7 @@ $$;
 -- whenever it is asked. `more`: there may be others behind them. `low` is that of the tick of `seen`.
 --
 -- Few are found by their transactions. Of many, which come when no broker has read for long, a page must not cost what
--- all of them do, so those are read by their ids.
+-- all of them do, so those are read by their ids. What is still open is never looked at: it may have a million rows.
 CREATE FUNCTION walcast.outbox_rows(
     seen pg_snapshot, upto pg_snapshot, low bigint, after bigint, rows_max integer, bytes_max bigint)
 RETURNS TABLE (id bigint, xid bigint, topic text, options text, data text, more boolean)
@@ -219,18 +220,18 @@ SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = of
 DECLARE
     top     xid8 := pg_snapshot_xmax(seen);
     bottom  xid8 := pg_snapshot_xmax(upto);
-    open    xid8[] := ARRAY(SELECT pg_snapshot_xip(seen));
+    ended   xid8[] := ARRAY(SELECT o.xid FROM pg_snapshot_xip(seen) AS o(xid) WHERE pg_visible_in_snapshot(o.xid, upto));
     many    boolean := (
         SELECT count(*) > rows_max FROM (
             (SELECT FROM walcast.outbox AS o WHERE o.xid >= top AND o.xid < bottom LIMIT rows_max + 1)
             UNION ALL
-            (SELECT FROM walcast.outbox AS o WHERE o.xid = ANY (open) LIMIT rows_max + 1)
+            (SELECT FROM walcast.outbox AS o WHERE o.xid = ANY (ended) LIMIT rows_max + 1)
         ) AS found);
     behind  bigint := after;
 BEGIN
     IF many THEN
         behind := greatest(after, least(low, (
-            SELECT min(f.id) - 1 FROM unnest(open) AS u(xid) CROSS JOIN LATERAL
+            SELECT min(f.id) - 1 FROM unnest(ended) AS u(xid) CROSS JOIN LATERAL
                 (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.id LIMIT 1) AS f)));
     END IF;
     RETURN QUERY
@@ -250,7 +251,7 @@ BEGIN
             UNION ALL
             SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
             FROM walcast.outbox AS o
-            WHERE NOT many AND o.xid = ANY (open) AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
+            WHERE NOT many AND o.xid = ANY (ended) AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
             ORDER BY 2 LIMIT rows_max
         ) AS f
     ) AS p
@@ -282,6 +283,32 @@ BEGIN
     UPDATE walcast.outbox_reader AS r SET leads_until = '-infinity' WHERE r.token = held;
 END $$;
 
+-- Whether there is a row that the snapshot `upto` sees and `seen` does not. Rows of what is still open are stepped over
+-- without a look at them: there may be a million, and this is asked again and again.
+CREATE FUNCTION walcast.holds_new(seen pg_snapshot, upto pg_snapshot) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    top     xid8 := pg_snapshot_xmax(seen);
+    bottom  xid8 := pg_snapshot_xmax(upto);
+BEGIN
+    RETURN EXISTS (
+        WITH open AS (
+            SELECT o.xid FROM pg_snapshot_xip(upto) AS o(xid) WHERE o.xid >= top
+        ), between AS (
+            SELECT top AS first, coalesce((SELECT o.xid FROM open AS o ORDER BY o.xid LIMIT 1), bottom) AS behind
+            UNION ALL
+            SELECT (o.xid::text::bigint + 1)::text::xid8, coalesce(lead(o.xid) OVER (ORDER BY o.xid), bottom) FROM open AS o
+        )
+        SELECT FROM between AS b CROSS JOIN LATERAL
+            (SELECT FROM walcast.outbox AS r WHERE r.xid >= b.first AND r.xid < b.behind LIMIT 1) AS found
+    ) OR EXISTS (
+        SELECT FROM pg_snapshot_xip(seen) AS o(xid) CROSS JOIN LATERAL
+            (SELECT FROM walcast.outbox AS r WHERE r.xid = o.xid LIMIT 1) AS found
+        WHERE pg_visible_in_snapshot(o.xid, upto)
+    );
+END $$;
+
 -- Looks what has become visible since the tick `before`, whose snapshot is `seen`. If anything has, or if it is
 -- `forced`, it makes the next tick, provided that the caller still leads, and answers it with its first rows. The first
 -- line of the answer, without an id, says what was done: `lost` (somebody else leads), `quiet` or `tick`.
@@ -294,8 +321,6 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    top     xid8 := pg_snapshot_xmax(seen);
-    open    xid8[] := ARRAY(SELECT pg_snapshot_xip(seen));
     drawn   bigint := (SELECT s.last_value - 1 FROM walcast.outbox_id AS s);
     made    pg_snapshot;
 BEGIN
@@ -305,9 +330,7 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    IF NOT forced AND NOT EXISTS (SELECT FROM walcast.outbox AS o WHERE o.xid >= top)
-        AND NOT EXISTS (SELECT FROM walcast.outbox AS o WHERE o.xid = ANY (open))
-    THEN
+    IF NOT forced AND NOT walcast.holds_new(seen, pg_current_snapshot()) THEN
         done := 'quiet';
         RETURN NEXT;
         RETURN;
@@ -333,6 +356,24 @@ BEGIN
         FROM walcast.outbox_rows(seen, made, low, 0, rows_max, bytes_max) AS r;
 END $$;
 
+-- Whether a lane holds a row that the snapshot does not see, and others do.
+CREATE FUNCTION walcast.lane_needed(lane integer, seen pg_snapshot) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    needed  boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM walcast.outbox_%s AS r WHERE r.xid >= $1)', lane)
+        INTO needed USING pg_snapshot_xmax(seen);
+    IF NOT needed THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM unnest($1) AS o(xid) CROSS JOIN LATERAL
+                (SELECT FROM walcast.outbox_%s AS r WHERE r.xid = o.xid LIMIT 1) AS found
+            WHERE pg_visible_in_snapshot(o.xid, pg_current_snapshot()))', lane)
+            INTO needed USING ARRAY(SELECT pg_snapshot_xip(seen));
+    END IF;
+    RETURN needed;
+END $$;
+
 -- Nobody needs what the tick `kept` sees: writes that down, and empties the lanes that hold nothing else. How many;
 -- NULL where the caller does not lead. Never waits for a lock.
 CREATE FUNCTION walcast.outbox_trim(held bigint, kept bigint, quiet_tick bigint, quiet_ordinal bigint)
@@ -342,9 +383,8 @@ SET search_path = pg_catalog SET enable_seqscan = off SET jit = off SET lock_tim
 #variable_conflict use_variable
 DECLARE
     seen    pg_snapshot;
-    top     xid8;
-    open    xid8[];
     now     integer := walcast.lane();
+    filled  boolean;
     needed  boolean;
     emptied integer := 0;
 BEGIN
@@ -356,21 +396,15 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT t.snapshot INTO STRICT seen FROM walcast.tick AS t WHERE t.id = kept;
-    top := pg_snapshot_xmax(seen);
-    open := ARRAY(SELECT pg_snapshot_xip(seen));
     FOR lane IN 0..7 LOOP
-        -- Nobody writes to any other, but transactions that were long on their way.
-        CONTINUE WHEN lane IN (now, (now + 7) % 8);
-        EXECUTE format('SELECT NOT EXISTS (SELECT FROM walcast.outbox_%s)
-            OR EXISTS (SELECT FROM walcast.outbox_%s WHERE xid >= $1 OR xid = ANY ($2))', lane, lane)
-            INTO needed USING top, open;
-        CONTINUE WHEN needed;
+        -- Nobody writes to any other, but transactions that were long on their way; to the next one soon.
+        CONTINUE WHEN lane IN (now, (now + 1) % 8, (now + 7) % 8);
+        EXECUTE format('SELECT EXISTS (SELECT FROM walcast.outbox_%s)', lane) INTO filled;
+        CONTINUE WHEN NOT filled OR walcast.lane_needed(lane, seen);
         BEGIN
             EXECUTE format('LOCK TABLE walcast.outbox_%s IN ACCESS EXCLUSIVE MODE', lane);
             -- Once more: what was open then may have committed.
-            EXECUTE format('SELECT EXISTS (SELECT FROM walcast.outbox_%s WHERE xid >= $1 OR xid = ANY ($2))', lane)
-                INTO needed USING top, open;
-            IF NOT needed THEN
+            IF NOT walcast.lane_needed(lane, seen) THEN
                 EXECUTE format('TRUNCATE walcast.outbox_%s', lane);
                 emptied := emptied + 1;
             END IF;
@@ -431,7 +465,7 @@ BEGIN
             UNION ALL
             SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
             FROM pg_proc p WHERE p.pronamespace = 'walcast'::regnamespace
-                AND (p.proname ~ '^outbox_' OR p.proname IN ('carry', 'lane', 'lane_seconds'))
+                AND (p.proname ~ '^outbox_' OR p.proname IN ('carry', 'lane', 'lane_seconds', 'holds_new', 'lane_needed'))
         ) AS objects, aclexplode(acl)
         WHERE grantee <> owner
     LOOP

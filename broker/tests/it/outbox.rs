@@ -362,3 +362,50 @@ async fn a_lease_is_one_brokers_and_only_who_holds_it_makes_ticks() {
     let error = sql.batch_execute(twice).await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "23505");
 }
+
+#[tokio::test]
+async fn a_look_steps_over_what_is_still_open() {
+    const ROWS: i64 = 30_000;
+    let mut broker = Way::Outbox.start("outbox_look", "", "").await;
+    broker.stop().await.unwrap();
+    let late = broker.session().await;
+    let many = format!(
+        "BEGIN; SELECT count(walcast.publish('late', to_jsonb(i))) FROM generate_series(1, {ROWS}) i"
+    );
+    run(&late, &many).await;
+    broker.run("SELECT walcast.outbox_lead('00000000-0000-0000-0000-000000000001', 600)").await;
+    // What was done, and how many pages it touched.
+    let look = async || {
+        let last = "FROM walcast.tick AS t ORDER BY t.id DESC LIMIT 1";
+        let call = format!(
+            "walcast.outbox_look((SELECT token FROM walcast.outbox_reader), (SELECT t.id {last}),
+             (SELECT t.snapshot {last}), 0, false, 10, 1000)"
+        );
+        let plan = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT FROM {call}");
+        let answer = broker.sql.simple_query(&plan).await.unwrap();
+        let text = answer.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan: serde_json::Value = serde_json::from_str(text.unwrap()).unwrap();
+        let plan = &plan[0]["Plan"];
+        let pages = ["Shared Hit Blocks", "Shared Read Blocks"]
+            .map(|key| plan[key].as_i64().unwrap())
+            .iter()
+            .sum::<i64>();
+        (plan["Actual Rows"].as_f64().unwrap(), pages)
+    };
+    // The first ones plan. One row: nothing was found.
+    for _ in 0..3 {
+        look().await;
+    }
+    let (rows, pages) = look().await;
+    assert!(rows < 2.0 && pages < ROWS / 50, "{rows} rows of {pages} pages, none newer than the open ones");
+    broker.run("SELECT walcast.publish('m', '1')").await;
+    let (rows, _) = look().await;
+    assert!(rows > 1.0, "{rows} rows");
+    // From now on it is known to have been open.
+    broker.run("SELECT walcast.publish('m', '2')").await;
+    let (rows, pages) = look().await;
+    assert!(rows > 1.0 && pages < ROWS / 50, "{rows} rows of {pages} pages, beside the open ones");
+}

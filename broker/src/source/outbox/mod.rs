@@ -45,8 +45,8 @@ use tick::Tick;
 const PAGES: usize = 2;
 /// How long giving the lease back may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Of the eight lanes one is written to, and the one before may still be.
-const LANES_IDLE: u64 = 6;
+/// Of the eight lanes one is written to, the one before may still be, and the next one will be.
+const LANES_IDLE: u64 = 5;
 /// Between two looks at whether somebody else still leads.
 const LOOK: Duration = Duration::from_millis(250);
 

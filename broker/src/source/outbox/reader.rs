@@ -280,7 +280,7 @@ impl Reader {
         let due = |after: Duration| ago.is_none_or(|ago| ago >= after);
         let line = self.hub.head().map(|head| head.epoch);
         let Some(window) = self.hub.window().filter(|_| line == Some(self.epoch)) else { return Ok(()) };
-        let tick = window.replay_from.saturating_sub(1).clamp(self.kept.tick, self.last.id);
+        let tick = window.replay_from.saturating_sub(1).min(self.last.id).max(self.kept.tick);
         let quiet_from = window.quiet_from.min(Position::before(tick + 1));
         let kept = Kept { tick, quiet_from };
         // What was withdrawn must not be read again, whenever the next broker comes.

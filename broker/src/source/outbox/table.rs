@@ -29,6 +29,8 @@ pub(super) struct Standing {
     /// `None`: setup was not run for this source.
     pub(super) generation: Option<String>,
     pub(super) carry: String,
+    /// Of transactions for which nobody asked for another.
+    isolation: String,
     pub(super) lane_seconds: u64,
     /// The next transaction id.
     pub(super) xmax: String,
@@ -81,9 +83,17 @@ pub(super) async fn standing(client: &Client, source: &str) -> Result<Standing, 
     let text = text.ok_or_else(|| {
         Failure::needs_operator("the outbox was not set up: run `walcast setup --source outbox`")
     })?;
-    serde_json::from_str(text).map_err(|error| {
+    let standing: Standing = serde_json::from_str(text).map_err(|error| {
         Failure::needs_operator(format!("walcast.outbox_start: {error}; run `walcast setup` of this version"))
-    })
+    })?;
+    // Each statement of a look has to see more than the one before.
+    if standing.isolation != "read committed" {
+        return Err(Failure::needs_operator(format!(
+            "transactions of the broker's role are {}: ALTER ROLE … SET default_transaction_isolation = 'read committed'",
+            standing.isolation
+        )));
+    }
+    Ok(standing)
 }
 
 /// Takes the lease or keeps it; the token, `None` where somebody else leads.
