@@ -114,7 +114,8 @@ impl Reader {
                 Look::Lost => return Err(lost()),
                 Look::Quiet => {
                     self.tell(vec![Changes::Idle(self.last.end())]).await?;
-                    pause = (pause * 2).min(self.poll_max);
+                    // Slowly: what came once mostly comes again soon.
+                    pause = (pause + pause / 4).min(self.poll_max);
                 }
                 Look::Made(tick, page) => {
                     metrics::counter!(telemetry::OUTBOX_TICKS_TOTAL).increment(1);
