@@ -40,9 +40,7 @@ CREATE TABLE walcast.tick (
     snapshot    pg_snapshot NOT NULL,
     -- Whatever the snapshot does not know, and was not yet open, has a higher id.
     low_id      bigint NOT NULL,
-    made_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    -- A tick's lane follows from its id, so ids are unique: of two brokers that both think they lead, one fails.
-    PRIMARY KEY (lane, id)
+    made_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) PARTITION BY LIST (lane);
 CREATE INDEX tick_in_order ON walcast.tick (id);
 
@@ -62,6 +60,8 @@ CREATE TABLE walcast.outbox_reader (
     holder          uuid,
     token           bigint NOT NULL DEFAULT 0,
     leads_until     timestamptz NOT NULL DEFAULT '-infinity',
+    -- The newest tick. Whoever makes the next one raises it: of two that both think they lead, one finds it raised.
+    last            bigint NOT NULL,
     -- Rows up to this tick may be gone: a restart reads from behind it.
     kept            bigint NOT NULL,
     -- Nothing was published between this position and the tick behind `kept`.
@@ -69,18 +69,11 @@ CREATE TABLE walcast.outbox_reader (
     quiet_ordinal   bigint NOT NULL
 );
 
--- Marked IMMUTABLE for the same reason as walcast.message_prefix().
-CREATE FUNCTION walcast.carry() RETURNS text
-LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    RETURN (SELECT s.carry FROM walcast.settings AS s);
-END $$;
-
-CREATE FUNCTION walcast.lane_seconds() RETURNS integer
-LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    RETURN (SELECT s.lane_seconds FROM walcast.settings AS s);
-END $$;
+-- What the settings say, as constants: a plan that they are part of is made again when they are replaced, and planning
+-- reads the catalog as it is now. A function that reads the table would be folded into the plan by the snapshot of
+-- whoever plans, which may be older than the change.
+CREATE FUNCTION walcast.carry() RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT 'wal'::pg_catalog.text$$;
+CREATE FUNCTION walcast.lane_seconds() RETURNS integer LANGUAGE sql IMMUTABLE AS $$SELECT 150$$;
 
 -- Which lane is written to now.
 CREATE FUNCTION walcast.lane() RETURNS smallint
@@ -147,12 +140,21 @@ BEGIN
     END IF;
 END $$;
 
--- A changed function is planned again by every session, and so what was folded into its plans is read anew.
-CREATE OR REPLACE FUNCTION walcast.forget_key() RETURNS trigger
+CREATE FUNCTION walcast.settle_settings() RETURNS trigger
 LANGUAGE plpgsql AS $$
 DECLARE
+    carry   pg_catalog.text;
+    seconds pg_catalog.int4;
     planned pg_catalog.regprocedure;
 BEGIN
+    SELECT s.carry, s.lane_seconds INTO STRICT carry, seconds FROM walcast.settings AS s;
+    EXECUTE pg_catalog.format(
+        'CREATE OR REPLACE FUNCTION walcast.carry() RETURNS pg_catalog.text LANGUAGE sql IMMUTABLE AS %L',
+        pg_catalog.format('SELECT %L::pg_catalog.text', carry));
+    EXECUTE pg_catalog.format(
+        'CREATE OR REPLACE FUNCTION walcast.lane_seconds() RETURNS pg_catalog.int4 LANGUAGE sql IMMUTABLE AS %L',
+        pg_catalog.format('SELECT %s', seconds));
+    -- A changed function is planned again by every session.
     FOR planned IN
         SELECT p.oid FROM pg_catalog.pg_proc AS p
         WHERE p.pronamespace OPERATOR(pg_catalog.=) 'walcast'::pg_catalog.regnamespace
@@ -163,25 +165,25 @@ BEGIN
     END LOOP;
     RETURN NULL;
 END $$;
-CREATE TRIGGER forget_settings AFTER INSERT OR UPDATE OR DELETE ON walcast.settings
-    FOR EACH STATEMENT EXECUTE FUNCTION walcast.forget_key();
+CREATE TRIGGER settle_settings AFTER INSERT OR UPDATE ON walcast.settings
+    FOR EACH STATEMENT EXECUTE FUNCTION walcast.settle_settings();
 
 -- The first tick: what was over by now is not an event. Whether there was none.
 CREATE FUNCTION walcast.outbox_begin() RETURNS boolean
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM walcast.outbox_reader) THEN
         RETURN false;
     END IF;
     INSERT INTO walcast.tick (lane, id, snapshot, low_id)
-    SELECT 0, 1, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
-    INSERT INTO walcast.outbox_reader (kept, quiet_tick, quiet_ordinal) VALUES (1, 2, 0);
+    SELECT walcast.lane(), 1, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
+    INSERT INTO walcast.outbox_reader (last, kept, quiet_tick, quiet_ordinal) VALUES (1, 1, 2, 0);
     RETURN true;
 END $$;
 
 -- What a broker has to know before it reads, of the source `source`.
 CREATE FUNCTION walcast.outbox_start(source text) RETURNS text
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
     RETURN (SELECT json_build_object(
@@ -194,28 +196,40 @@ BEGIN
         'lane_seconds', (SELECT s.lane_seconds FROM walcast.settings AS s),
         'xmax', pg_snapshot_xmax(pg_current_snapshot())::text,
         'kept', r.kept, 'quiet_tick', r.quiet_tick, 'quiet_ordinal', r.quiet_ordinal,
-        'last', (SELECT max(t.id) FROM walcast.tick AS t))::text
+        'last', r.last)::text
         FROM walcast.outbox_reader AS r);
 END $$;
 
 -- Ticks from `first` on, in order.
 CREATE FUNCTION walcast.outbox_ticks(first bigint, ticks_max integer)
 RETURNS TABLE (id bigint, snapshot text, low_id bigint, made_us bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
     SELECT t.id, t.snapshot::text, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
     FROM walcast.tick AS t WHERE t.id >= first ORDER BY t.id LIMIT ticks_max
 $$;
 
+-- Statements of one function look anew here and there, which only `read committed` lets them do.
+CREATE FUNCTION walcast.require_read_committed() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'walcast: the transaction is %', current_setting('transaction_isolation')
+            USING ERRCODE = '25000', HINT = 'ALTER ROLE … SET default_transaction_isolation = ''read committed''';
+    END IF;
+END $$;
+
 -- Rows that the snapshot `upto` sees and `seen` does not, in the order of their ids, behind `after`: the same
--- whenever it is asked. `more`: there may be others behind them. `low` is that of the tick of `seen`.
+-- whenever it is asked. `more`: there may be others behind them. `low` is that of the tick of `seen`, whose number is
+-- `base`.
 --
 -- Few are found by their transactions. Of many, which come when no broker has read for long, a page must not cost what
 -- all of them do, so those are read by their ids. What is still open is never looked at: it may have a million rows.
 CREATE FUNCTION walcast.outbox_rows(
-    seen pg_snapshot, upto pg_snapshot, low bigint, after bigint, rows_max integer, bytes_max bigint)
+    held bigint, base bigint, seen pg_snapshot, upto pg_snapshot, low bigint, after bigint, rows_max integer,
+    bytes_max bigint)
 RETURNS TABLE (id bigint, xid bigint, topic text, options text, data text, more boolean)
-LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     top     xid8 := pg_snapshot_xmax(seen);
@@ -229,38 +243,51 @@ DECLARE
         ) AS found);
     behind  bigint := after;
 BEGIN
+    PERFORM walcast.require_read_committed();
     IF many THEN
         behind := greatest(after, least(low, (
             SELECT min(f.id) - 1 FROM unnest(ended) AS u(xid) CROSS JOIN LATERAL
                 (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.id LIMIT 1) AS f)));
     END IF;
     RETURN QUERY
-    SELECT p.id, p.xid::text::bigint, p.topic, p.options, p.data::text, p.more
+    SELECT t.id, t.xid::text::bigint, t.topic, t.options, t.told, t.more OR t.told_upto >= 4 * bytes_max
     FROM (
-        SELECT f.*, count(*) OVER () = rows_max OR sum(f.size) OVER () >= bytes_max AS more,
-            sum(f.size) OVER (ORDER BY f.id) - f.size AS above
+        SELECT p.*, sum(octet_length(p.told)) OVER (ORDER BY p.id) AS told_upto
         FROM (
-            (SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data) AS size
-            FROM walcast.outbox AS o
-            WHERE many AND o.id > behind AND pg_visible_in_snapshot(o.xid, upto) AND NOT pg_visible_in_snapshot(o.xid, seen)
-            ORDER BY o.id LIMIT rows_max)
-            UNION ALL
-            SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
-            FROM walcast.outbox AS o
-            WHERE NOT many AND o.xid >= top AND o.xid < bottom AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
-            UNION ALL
-            SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
-            FROM walcast.outbox AS o
-            WHERE NOT many AND o.xid = ANY (ended) AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
-            ORDER BY 2 LIMIT rows_max
-        ) AS f
-    ) AS p
-    WHERE p.above < bytes_max ORDER BY p.id;
+            -- What is stored may be compressed: it bounds the work, and what is told bounds the answer.
+            SELECT f.xid, f.id, f.topic, f.options, f.data::text AS told,
+                count(*) OVER () = rows_max OR sum(f.size) OVER () >= bytes_max AS more,
+                sum(f.size) OVER (ORDER BY f.id) - f.size AS above
+            FROM (
+                (SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data) AS size
+                FROM walcast.outbox AS o
+                WHERE many AND o.id > behind AND pg_visible_in_snapshot(o.xid, upto)
+                    AND NOT pg_visible_in_snapshot(o.xid, seen)
+                ORDER BY o.id LIMIT rows_max)
+                UNION ALL
+                SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
+                FROM walcast.outbox AS o
+                WHERE NOT many AND o.xid >= top AND o.xid < bottom AND o.id > after
+                    AND pg_visible_in_snapshot(o.xid, upto)
+                UNION ALL
+                SELECT o.xid, o.id, o.topic, o.options, o.data, pg_column_size(o.data)
+                FROM walcast.outbox AS o
+                WHERE NOT many AND o.xid = ANY (ended) AND o.id > after AND pg_visible_in_snapshot(o.xid, upto)
+                ORDER BY 2 LIMIT rows_max
+            ) AS f
+        ) AS p
+        WHERE p.above < bytes_max
+    ) AS t
+    WHERE t.told_upto - octet_length(t.told) < 4 * bytes_max ORDER BY t.id;
+    -- Behind the rows, by a new look: who lost the lease may have read of lanes that the next one had emptied.
+    IF NOT EXISTS (SELECT FROM walcast.outbox_reader AS r WHERE r.token = held AND r.kept <= base) THEN
+        RAISE EXCEPTION 'walcast: another broker has the lease' USING ERRCODE = '55000';
+    END IF;
 END $$;
 
 -- Takes the lease, or keeps it: the token; NULL where somebody else leads.
 CREATE FUNCTION walcast.outbox_lead(holder uuid, seconds double precision) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     held    bigint;
@@ -269,7 +296,7 @@ BEGIN
     PERFORM set_config('synchronous_commit', 'local', true);
     UPDATE walcast.outbox_reader AS r
     SET holder = holder, leads_until = clock_timestamp() + make_interval(secs => seconds),
-        token = r.token + CASE WHEN r.holder = holder AND r.leads_until > clock_timestamp() THEN 0 ELSE 1 END
+        token = r.token + CASE WHEN r.holder = holder THEN 0 ELSE 1 END
     WHERE r.holder IS NOT DISTINCT FROM holder OR r.leads_until <= clock_timestamp()
     RETURNING r.token INTO held;
     RETURN held;
@@ -277,7 +304,7 @@ END $$;
 
 -- Gives the lease back, so that nobody has to wait until it is over.
 CREATE FUNCTION walcast.outbox_leave(held bigint) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM set_config('synchronous_commit', 'local', true);
     UPDATE walcast.outbox_reader AS r SET leads_until = '-infinity' WHERE r.token = held;
@@ -287,7 +314,7 @@ END $$;
 -- without a look at them: there may be a million, and this is asked again and again.
 CREATE FUNCTION walcast.holds_new(seen pg_snapshot, upto pg_snapshot) RETURNS boolean
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     top     xid8 := pg_snapshot_xmax(seen);
     bottom  xid8 := pg_snapshot_xmax(upto);
@@ -318,12 +345,13 @@ RETURNS TABLE (
     id bigint, xid bigint, topic text, options text, data text, more boolean,
     done text, snapshot text, low_id bigint, made_us bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     drawn   bigint := (SELECT s.last_value - 1 FROM walcast.outbox_id AS s);
     made    pg_snapshot;
 BEGIN
+    PERFORM walcast.require_read_committed();
     IF NOT EXISTS (SELECT FROM walcast.outbox_reader AS r WHERE r.token = held AND r.leads_until > clock_timestamp())
     THEN
         done := 'lost';
@@ -337,29 +365,29 @@ BEGIN
     END IF;
     -- On disk before anybody is told of it, or a server that crashed would make another one of the same number.
     PERFORM set_config('synchronous_commit', 'local', true);
-    INSERT INTO walcast.tick AS t (lane, id, snapshot, low_id)
-    SELECT ((before + 1) >> 17) % 8, before + 1, pg_current_snapshot(), drawn
-    WHERE EXISTS (SELECT FROM walcast.outbox_reader AS r
-        WHERE r.token = held AND r.leads_until > clock_timestamp())
-    RETURNING t.snapshot, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
-    INTO made, low_id, made_us;
-    IF made IS NULL THEN
+    UPDATE walcast.outbox_reader AS r SET last = before + 1
+    WHERE r.token = held AND r.leads_until > clock_timestamp() AND r.last = before;
+    IF NOT FOUND THEN
         done := 'lost';
         RETURN NEXT;
         RETURN;
     END IF;
+    INSERT INTO walcast.tick AS t (lane, id, snapshot, low_id)
+    VALUES (walcast.lane(), before + 1, pg_current_snapshot(), drawn)
+    RETURNING t.snapshot, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
+    INTO made, low_id, made_us;
     done := 'tick';
     snapshot := made::text;
     RETURN NEXT;
     RETURN QUERY
         SELECT r.*, NULL::text, NULL::text, NULL::bigint, NULL::bigint
-        FROM walcast.outbox_rows(seen, made, low, 0, rows_max, bytes_max) AS r;
+        FROM walcast.outbox_rows(held, before, seen, made, low, 0, rows_max, bytes_max) AS r;
 END $$;
 
 -- Whether a lane holds a row that the snapshot does not see, and others do.
 CREATE FUNCTION walcast.lane_needed(lane integer, seen pg_snapshot) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     needed  boolean;
 BEGIN
@@ -379,7 +407,7 @@ END $$;
 CREATE FUNCTION walcast.outbox_trim(held bigint, kept bigint, quiet_tick bigint, quiet_ordinal bigint)
 RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog SET enable_seqscan = off SET jit = off SET lock_timeout = '50ms' AS $$
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET lock_timeout = '50ms' AS $$
 #variable_conflict use_variable
 DECLARE
     seen    pg_snapshot;
@@ -388,6 +416,7 @@ DECLARE
     needed  boolean;
     emptied integer := 0;
 BEGIN
+    PERFORM walcast.require_read_committed();
     PERFORM set_config('synchronous_commit', 'local', true);
     UPDATE walcast.outbox_reader AS r
     SET kept = kept, quiet_tick = quiet_tick, quiet_ordinal = quiet_ordinal
@@ -413,9 +442,11 @@ BEGIN
         END;
     END LOOP;
     FOR lane IN 0..7 LOOP
+        CONTINUE WHEN lane IN (now, (now + 1) % 8, (now + 7) % 8);
         EXECUTE format('SELECT coalesce(max(id) >= $1, true) FROM walcast.tick_%s', lane) INTO needed USING kept;
         CONTINUE WHEN needed;
         BEGIN
+            -- Only who leads writes ticks, and that is the caller, who holds the reader's row.
             EXECUTE format('TRUNCATE walcast.tick_%s', lane);
         EXCEPTION WHEN lock_not_available THEN
             NULL;
@@ -427,11 +458,13 @@ END $$;
 -- The number line ends, and another begins with the next tick. `discard`: also all events, since their transactions are
 -- numbered by another server.
 CREATE FUNCTION walcast.outbox_renew(source text, held bigint, discard boolean) RETURNS boolean
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
 #variable_conflict use_variable
 DECLARE
-    last    bigint;
+    newest  bigint;
 BEGIN
+    PERFORM walcast.require_read_committed();
     PERFORM FROM walcast.outbox_reader AS r
     WHERE r.token = held AND r.leads_until > clock_timestamp() FOR UPDATE;
     IF NOT FOUND THEN
@@ -439,11 +472,13 @@ BEGIN
     END IF;
     UPDATE walcast.source AS s SET generation = DEFAULT, created_at = DEFAULT WHERE s.slot = source;
     IF discard THEN
-        last := (SELECT max(t.id) FROM walcast.tick AS t) + 1;
+        newest := (SELECT r.last FROM walcast.outbox_reader AS r) + 1;
+        -- Waits for nobody: publishers would queue behind it.
         TRUNCATE walcast.outbox;
         INSERT INTO walcast.tick (lane, id, snapshot, low_id)
-        SELECT (last >> 17) % 8, last, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
-        UPDATE walcast.outbox_reader AS r SET kept = last, quiet_tick = last + 1, quiet_ordinal = 0;
+        SELECT walcast.lane(), newest, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
+        UPDATE walcast.outbox_reader AS r
+        SET last = newest, kept = newest, quiet_tick = newest + 1, quiet_ordinal = 0;
     END IF;
     RETURN true;
 END $$;
@@ -465,7 +500,7 @@ BEGIN
             UNION ALL
             SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
             FROM pg_proc p WHERE p.pronamespace = 'walcast'::regnamespace
-                AND (p.proname ~ '^outbox_' OR p.proname IN ('carry', 'lane', 'lane_seconds', 'holds_new', 'lane_needed'))
+                AND (p.proname ~ '^outbox_' OR p.proname IN ('carry', 'lane', 'lane_seconds', 'holds_new', 'lane_needed', 'require_read_committed', 'settle_settings'))
         ) AS objects, aclexplode(acl)
         WHERE grantee <> owner
     LOOP

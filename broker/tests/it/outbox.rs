@@ -357,10 +357,22 @@ async fn a_lease_is_one_brokers_and_only_who_holds_it_makes_ticks() {
     assert_eq!((look(&first).await.as_str(), look(&second).await.as_str()), ("lost", "tick"));
     let trim = format!("SELECT walcast.outbox_trim({first}, 1, 2, 0)");
     assert_eq!(value_of(sql, &trim).await, "", "who lost the lease lets go of nothing");
-    // Had both been let to: the number of a tick is there once.
-    let twice = "INSERT INTO walcast.tick SELECT * FROM walcast.tick ORDER BY id DESC LIMIT 1";
-    let error = sql.batch_execute(twice).await.unwrap_err();
-    assert_eq!(error.code().unwrap().code(), "23505");
+    // Of two that look at the same time, the second finds the tick made.
+    let stale =
+        format!("SELECT done FROM walcast.outbox_look({second}, 1, '1:1:', 0, true, 10, 1000) LIMIT 1");
+    assert_eq!(value_of(sql, &stale).await, "lost");
+    // A leader that goes on reading when it should have stopped may find lanes emptied, and must not take that for all.
+    let rows = |token: &str, base: i64| {
+        format!("SELECT count(*) FROM walcast.outbox_rows({token}, {base}, '1:1:', '1:1:', 0, 0, 10, 1000)")
+    };
+    assert_eq!(value_of(sql, &rows(&second, 1)).await, "0");
+    for (token, base) in [(&first, 1), (&second, 0)] {
+        let error = sql.batch_execute(&rows(token, base)).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "55000");
+    }
+    // Nothing is to be trusted of a look that sees no more than the one before.
+    let old = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {}", rows(&second, 1));
+    assert_eq!(sql.batch_execute(&old).await.unwrap_err().code().unwrap().code(), "25000");
 }
 
 #[tokio::test]
@@ -408,4 +420,38 @@ async fn a_look_steps_over_what_is_still_open() {
     broker.run("SELECT walcast.publish('m', '2')").await;
     let (rows, pages) = look().await;
     assert!(rows > 1.0 && pages < ROWS / 50, "{rows} rows of {pages} pages, beside the open ones");
+}
+
+#[tokio::test]
+async fn a_session_that_plans_by_an_old_snapshot_publishes_where_it_should() {
+    let broker = Way::Outbox.start("outbox_plan", "", "").await;
+    let old = broker.session().await;
+    run(&old, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await;
+    broker.run("UPDATE walcast.settings SET carry = 'wal'").await;
+    broker.run("UPDATE walcast.settings SET carry = 'outbox', lane_seconds = 7").await;
+    let mut follower = broker.follow(Transport::Sse, &["m", MARK]).await;
+    // What it plans now it keeps.
+    run(&old, "SELECT walcast.publish('m', '1'); COMMIT; SELECT walcast.publish('m', '2')").await;
+    assert_eq!(broker.rest_lines(&mut follower).await, ["m message 1", "m message 2"]);
+    // The same where the settings of before sent it elsewhere.
+    let old = broker.session().await;
+    run(&broker.sql, "UPDATE walcast.settings SET carry = 'wal'").await;
+    run(&old, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await;
+    run(&broker.sql, "UPDATE walcast.settings SET carry = 'outbox'").await;
+    run(&old, "SELECT walcast.publish('m', '3'); COMMIT; SELECT walcast.publish('m', '4')").await;
+    assert_eq!(broker.rest_lines(&mut follower).await, ["m message 3", "m message 4"]);
+}
+
+#[tokio::test]
+async fn functions_that_run_as_their_owner_look_nowhere_else() {
+    let broker = Way::Outbox.start("outbox_definer", "", "").await;
+    // A type in pg_temp goes before pg_catalog's, unless pg_temp is named behind it.
+    let open = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p
+        WHERE p.pronamespace = 'walcast'::regnamespace AND p.prosecdef
+            AND p.proname NOT IN ('publish', 'notify', 'publish_once')
+            AND NOT EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c ~ '^search_path=.*pg_temp\"?$')";
+    assert_eq!(value_of(&broker.sql, open).await, "");
+    let public = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p
+        WHERE p.pronamespace = 'walcast'::regnamespace AND has_function_privilege('public', p.oid, 'EXECUTE')";
+    assert_eq!(value_of(&broker.sql, public).await, "");
 }

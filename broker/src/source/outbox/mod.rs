@@ -7,7 +7,7 @@
 //! - [`catalog`]: whether the database is set up for it
 //!
 //! Every statement is a transaction of its own, and nothing of it outlives that. Who leads says a row with the server's
-//! time; that two cannot both make a tick says its primary key.
+//! time; that two cannot both make a tick says the number of the newest one in it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;

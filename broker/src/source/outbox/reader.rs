@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use walcast_wire::{Epoch, Position};
 
 use super::record::{RecordError, Records};
-use super::table::{self, Line, Look, Page};
+use super::table::{self, Line, Look, Page, lost};
 use super::tick::{Numbering, Tick, Written, by_tick};
 use crate::event::{ChangeKind, Changes};
 use crate::hub::Hub;
@@ -150,7 +150,7 @@ impl Reader {
                 self.keep_lease().await?;
                 together = together.min(ticks.len());
                 let Some(upto) = ticks.get(together - 1) else { break };
-                let page = answer(table::rows(&self.session, &self.last, upto, 0)).await?;
+                let page = answer(table::rows(&self.session, self.lease.token, &self.last, upto, 0)).await?;
                 if page.more && together > 1 {
                     together = together.div_ceil(2);
                     continue;
@@ -194,7 +194,7 @@ impl Reader {
             }
             self.tell(told).await?;
             self.keep_lease().await?;
-            page = answer(table::rows(&self.session, &self.last, &tick, page.upto)).await?;
+            page = answer(table::rows(&self.session, self.lease.token, &self.last, &tick, page.upto)).await?;
         }
         self.last = tick;
         Ok(())
@@ -302,10 +302,6 @@ pub(super) async fn answer<T>(asked: impl Future<Output = Result<T, Failure>>) -
         let message = format!("the server did not answer within {} s", ANSWER_MAX.as_secs());
         Err(Failure { message, kind: Kind::Silent })
     })
-}
-
-fn lost() -> Failure {
-    Failure { message: "another broker has the lease".to_owned(), kind: Kind::Held }
 }
 
 /// What a trigger saw; `None`: a message.

@@ -124,10 +124,19 @@ pub(super) async fn ticks(client: &Client, first: u64) -> Result<Vec<Tick>, Fail
 }
 
 /// What `upto` sees and `seen` does not, behind the row `after`.
-pub(super) async fn rows(client: &Client, seen: &Tick, upto: &Tick, after: i64) -> Result<Page, Failure> {
+pub(super) async fn rows(
+    client: &Client,
+    held: i64,
+    seen: &Tick,
+    upto: &Tick,
+    after: i64,
+) -> Result<Page, Failure> {
     const SQL: &str = "SELECT id, xid, topic, options, data, more
-        FROM walcast.outbox_rows($1::text::pg_snapshot, $2::text::pg_snapshot, $3, $4, $5, $6)";
-    let params: [(&(dyn ToSql + Sync), Type); 6] = [
+        FROM walcast.outbox_rows($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot, $5, $6, $7, $8)";
+    let base = seen.id.cast_signed();
+    let params: [(&(dyn ToSql + Sync), Type); 8] = [
+        (&held, Type::INT8),
+        (&base, Type::INT8),
         (&seen.text, Type::TEXT),
         (&upto.text, Type::TEXT),
         (&seen.low_id, Type::INT8),
@@ -153,11 +162,7 @@ pub(super) async fn look(client: &Client, held: i64, last: &Tick, forced: bool) 
         (&ROWS_MAX, Type::INT4),
         (&BYTES_MAX, Type::INT8),
     ];
-    let rows = match client.query_typed(SQL, &params).await {
-        // Another broker made the tick of this number.
-        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => return Ok(Look::Lost),
-        rows => rows.map_err(failed)?,
-    };
+    let rows = client.query_typed(SQL, &params).await.map_err(failed)?;
     let head = rows.first().ok_or_else(|| Failure::again("walcast.outbox_look: no answer"))?;
     match head.try_get(6).map_err(failed)? {
         "lost" => Ok(Look::Lost),
@@ -205,6 +210,11 @@ fn page(rows: &[Row]) -> Result<Page, Failure> {
     Ok(page)
 }
 
+/// The lease went to another broker.
+pub(super) fn lost() -> Failure {
+    Failure { message: "another broker has the lease".to_owned(), kind: Kind::Held }
+}
+
 fn failed(error: tokio_postgres::Error) -> Failure {
     let denied = |code: &SqlState| *code == SqlState::INSUFFICIENT_PRIVILEGE;
     let missing = |code: &SqlState| {
@@ -217,6 +227,8 @@ fn failed(error: tokio_postgres::Error) -> Failure {
             "the schema of this database is older than this walcast, or not there: {}; run `walcast setup --source outbox`",
             describe(&error)
         )),
+        // Told by `walcast.outbox_rows`.
+        Some(code) if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => lost(),
         Some(code) if is_shutdown(code) => Failure { message: describe(&error), kind: Kind::Shutdown },
         _ => Failure::again(format!("reading the outbox: {}", describe(&error))),
     }
