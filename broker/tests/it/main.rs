@@ -23,6 +23,7 @@ mod messages;
 mod newer;
 mod order;
 mod outbox;
+mod outbox_kill;
 mod pooler;
 mod postgres;
 mod protocol;
