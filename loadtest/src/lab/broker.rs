@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use walcast::source::SourceKind;
+
 use super::listening::free_address;
 use super::postgres::Postgres;
 use super::process::{Dir, Process, make_dir};
@@ -23,6 +25,8 @@ const CONNECTIONS_RESERVE: usize = 100;
 pub struct Settings {
     /// Clients that will connect.
     pub clients: usize,
+    /// `source.kind`: by which way events travel.
+    pub source: SourceKind,
     /// `source.delivery = "fast"`: without the visibility gate.
     pub fast: bool,
     /// `history.age`, if not the default.
@@ -41,6 +45,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             clients: 10_000,
+            source: SourceKind::default(),
             fast: false,
             history_age: None,
             history_bytes: None,
@@ -66,8 +71,9 @@ impl Settings {
 
     fn file(&self, name: &str, http: SocketAddr, admin: SocketAddr) -> String {
         let mut text = format!(
-            "log.level = 'warn'\n[source]\nslot = '{name}'\npublication = '{name}'\ndelivery = '{}'\n\
+            "log.level = 'warn'\n[source]\nkind = '{}'\nslot = '{name}'\npublication = '{name}'\ndelivery = '{}'\n\
              [admin]\nlisten = '{admin}'\n[http]\nlisten = '{http}'\nconnections_max = {}\n",
+            self.source.as_str(),
             if self.fast { "fast" } else { "visible" },
             self.clients + CONNECTIONS_RESERVE,
         );
@@ -106,7 +112,9 @@ impl Broker {
         }
         session.close().await;
         take_down(binary, postgres, &broker.file).await?;
-        run(command(binary, postgres.url(), &broker.file, "setup").arg("--accept-unbounded-wal")).await?;
+        let mut setup = command(binary, postgres.url(), &broker.file, "setup");
+        setup.args(["--accept-unbounded-wal", "--source", settings.source.as_str()]);
+        run(&mut setup).await?;
         let broker = broker.serve()?;
         broker.ready().await?;
         Ok(broker)

@@ -12,13 +12,15 @@ use tokio_postgres::Statement;
 use walcast::postgres::Session;
 
 use super::super::own_topic;
-use super::{METHODS, WAITING};
+use super::slices::Method;
 use crate::Error;
 use crate::client::Received;
 use crate::lab::Postgres;
 use crate::report::Checks;
 use crate::verify::{self, Receipt};
 
+/// Clients that may wait for messages, each on a topic of its own.
+pub(in crate::scenario) const WAITING: usize = 100;
 /// Bits of a message's number that count what its writer sent before.
 const COUNT_BITS: u32 = 20;
 /// Writers of neighbouring numbers begin with topics so far apart.
@@ -26,47 +28,60 @@ const APART: usize = 31;
 
 /// What was committed in some time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slice {
-    pub(super) commits: u64,
-    pub(super) seconds: f64,
+pub(in crate::scenario) struct Slice {
+    pub(in crate::scenario) commits: u64,
+    pub(in crate::scenario) seconds: f64,
 }
 
 impl Slice {
-    pub(super) fn speed(self) -> f64 {
+    pub(in crate::scenario) fn speed(self) -> f64 {
         self.commits as f64 / self.seconds
     }
 }
 
 /// All writers.
 #[derive(Debug)]
-pub(super) struct Writers(Vec<Arc<Writer>>);
+pub(in crate::scenario) struct Writers {
+    all: Vec<Arc<Writer>>,
+    methods: &'static [Method],
+}
 
 impl Writers {
-    pub(super) async fn connect(postgres: &Postgres, count: usize) -> Result<Self, Error> {
-        let mut writers = Vec::with_capacity(count);
+    /// So many, each of which can do all of `methods`.
+    pub(in crate::scenario) async fn connect(
+        postgres: &Postgres,
+        count: usize,
+        methods: &'static [Method],
+    ) -> Result<Self, Error> {
+        let mut all = Vec::with_capacity(count);
         for number in 0..count {
-            writers.push(Arc::new(Writer::connect(postgres, number).await?));
+            all.push(Arc::new(Writer::connect(postgres, number, methods).await?));
         }
-        Ok(Self(writers))
+        Ok(Self { all, methods })
+    }
+
+    /// What they can do.
+    pub(in crate::scenario) fn methods(&self) -> &'static [Method] {
+        self.methods
     }
 
     /// Ends their sessions, and waits for it.
-    pub(super) async fn close(self) {
-        for writer in self.0.into_iter().filter_map(Arc::into_inner) {
+    pub(in crate::scenario) async fn close(self) {
+        for writer in self.all.into_iter().filter_map(Arc::into_inner) {
             writer.session.close().await;
         }
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.0.len()
+    pub(in crate::scenario) fn count(&self) -> usize {
+        self.all.len()
     }
 
     /// Lets all commit for a while.
-    pub(super) async fn write(&self, method: usize, length: Duration) -> Result<Slice, Error> {
+    pub(in crate::scenario) async fn write(&self, method: usize, length: Duration) -> Result<Slice, Error> {
         let began = Instant::now();
         let until = began + length;
         let mut tasks = JoinSet::new();
-        for writer in &self.0 {
+        for writer in &self.all {
             let writer = Arc::clone(writer);
             tasks.spawn(async move {
                 let mut commits = 0_u64;
@@ -86,13 +101,13 @@ impl Writers {
     }
 
     /// Messages that clients wait for, so far.
-    pub(super) fn told(&self) -> u64 {
-        self.0.iter().map(|writer| u64::from(writer.told.load(Ordering::Relaxed))).sum()
+    pub(in crate::scenario) fn told(&self) -> u64 {
+        self.all.iter().map(|writer| u64::from(writer.told.load(Ordering::Relaxed))).sum()
     }
 
     /// What the clients received, against all that was committed.
-    pub(super) fn judge(&self, received: &Received) -> Checks {
-        let told: Vec<u32> = self.0.iter().map(|writer| writer.told.load(Ordering::Relaxed)).collect();
+    pub(in crate::scenario) fn judge(&self, received: &Received) -> Checks {
+        let told: Vec<u32> = self.all.iter().map(|writer| writer.told.load(Ordering::Relaxed)).collect();
         judge(received, &told)
     }
 }
@@ -128,17 +143,20 @@ struct Writer {
     session: Session,
     number: usize,
     told: AtomicU32,
-    methods: Vec<(Statement, Statement)>,
+    methods: Vec<(Statement, Option<Statement>)>,
 }
 
 impl Writer {
-    async fn connect(postgres: &Postgres, number: usize) -> Result<Self, Error> {
+    async fn connect(postgres: &Postgres, number: usize, all: &[Method]) -> Result<Self, Error> {
         let session = postgres.session().await?;
         let mut methods = Vec::new();
-        for method in &METHODS {
+        for method in all {
             let insert = format!("insert into public.loadtest_commit (method) values ('{}')", method.name);
             let insert = session.prepare(&insert).await.map_err(Error::sql("prepare a writer"))?;
-            let tell = session.prepare(method.statement).await.map_err(Error::sql("prepare a writer"))?;
+            let tell = match method.statement {
+                Some(tell) => Some(session.prepare(tell).await.map_err(Error::sql("prepare a writer"))?),
+                None => None,
+            };
             methods.push((insert, tell));
         }
         Ok(Self { session, number, told: AtomicU32::new(0), methods })
@@ -146,16 +164,20 @@ impl Writer {
 
     async fn commit(&self, method: usize) -> Result<(), tokio_postgres::Error> {
         let Some((insert, tell)) = self.methods.get(method) else { return Ok(()) };
-        let numbered = !tell.params().is_empty();
+        let numbered = tell.as_ref().is_some_and(|tell| !tell.params().is_empty());
         self.session.batch_execute("begin").await?;
         self.session.execute(insert, &[]).await?;
-        if numbered {
-            let count = self.told.load(Ordering::Relaxed) as usize;
-            let topic = own_topic((self.number * APART + count) % WAITING);
-            let payload = format!(r#"{{"seq": {}}}"#, number(self.number, count));
-            self.session.query(tell, &[&topic, &payload]).await?;
-        } else {
-            self.session.query(tell, &[]).await?;
+        match tell {
+            Some(tell) if numbered => {
+                let count = self.told.load(Ordering::Relaxed) as usize;
+                let topic = own_topic((self.number * APART + count) % WAITING);
+                let payload = format!(r#"{{"seq": {}}}"#, number(self.number, count));
+                self.session.query(tell, &[&topic, &payload]).await?;
+            }
+            Some(tell) => {
+                self.session.query(tell, &[]).await?;
+            }
+            None => {}
         }
         self.session.batch_execute("commit").await?;
         self.told.fetch_add(u32::from(numbered), Ordering::Relaxed);
