@@ -22,6 +22,7 @@ use crate::scenario::Plan;
   walcast-loadtest idle fanout --transport ws --json figures.json --html figures.html
   walcast-loadtest storm --database-url postgres://me@db.example/postgres
   walcast-loadtest bench                                   # the set of `make bench`, 7 to 8 minutes
+  walcast-loadtest sources --html sources.html             # the write-ahead log beside the outbox, some 8 minutes
   walcast-loadtest bench growth --html figures.html        # and how waiting grows to 15,000 clients
   walcast-loadtest report --add a.json,b.json --html figures.html
 
@@ -36,15 +37,15 @@ pub struct Args {
     /// play nothing and show what `--add` names
     #[arg(required = true, value_name = "SCENARIO")]
     pub scenarios: Vec<String>,
-    /// Numbers of clients, each a run of its own: of writers for `commit`, of stalled readers for `slow`; of no
-    /// meaning for `ingest` and `stall`
+    /// Numbers of clients, each a run of its own: of writers for `commit` and `sources`, of stalled readers for `slow`;
+    /// of no meaning for `ingest` and `stall`
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub clients: Vec<u64>,
-    /// How walcast's clients wait; of no meaning for `commit` and `ingest`
+    /// How walcast's clients wait; of no meaning for `commit`, `sources` and `ingest`
     #[arg(long, value_name = "T,…", value_delimiter = ',')]
     pub transport: Vec<TransportArg>,
-    /// What to play beside walcast; without it all that are installed. `commit` knows `listen` alone, `ingest` has a
-    /// peer of its own, `slow`, `stall` and `churn` have none
+    /// What to play beside walcast; without it all that are installed. `commit` and `sources` know `listen` alone, `ingest` has
+    /// a peer of its own, `slow`, `stall` and `churn` have none
     #[arg(long, value_name = "P,…", value_delimiter = ',')]
     pub peer: Vec<PeerArg>,
     /// How long a measurement lasts, where its length is free
@@ -179,10 +180,10 @@ impl Args {
 
     /// What was asked for that some of the jobs have no use for.
     fn ignored(&self, jobs: &[Job]) -> Vec<String> {
-        use Scenario::{Churn, Commit, Ingest, Slow, Stall};
+        use Scenario::{Churn, Commit, Ingest, Slow, Sources, Stall};
         let options: [(&str, bool, &[Scenario]); 3] = [
             ("--clients", !self.clients.is_empty(), &[Ingest, Stall]),
-            ("--transport", !self.transport.is_empty(), &[Commit, Ingest]),
+            ("--transport", !self.transport.is_empty(), &[Commit, Sources, Ingest]),
             ("--peer", !self.peer.is_empty(), &[Ingest, Slow, Stall, Churn]),
         ];
         let mut notes = Vec::new();
@@ -250,7 +251,11 @@ mod tests {
     #[test]
     fn sets_are_sets_of_jobs() {
         let jobs = options("bench growth").unwrap().jobs;
-        assert!(Scenario::ALL.iter().all(|scenario| jobs.iter().any(|job| job.scenario == *scenario)));
+        for scenario in Scenario::ALL {
+            // It takes as long as all the others.
+            let expected = scenario != Scenario::Sources;
+            assert_eq!(jobs.iter().any(|job| job.scenario == scenario), expected, "{scenario}");
+        }
         assert!(jobs.iter().any(|job| job.plan.clients.contains(&15_000)));
     }
 

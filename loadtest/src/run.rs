@@ -30,6 +30,7 @@ impl Job {
             Scenario::Wake => vec![100, 10_000],
             Scenario::Fanout | Scenario::Slow | Scenario::Churn => vec![1_000],
             Scenario::Commit => vec![32, 64],
+            Scenario::Sources => vec![1, 8, 32, 64],
             Scenario::Ingest | Scenario::Stall => vec![1],
         };
         let plan = Plan {
@@ -54,7 +55,7 @@ impl Job {
         vec![job(Scenario::Idle, Transport::Poll), job(Scenario::Wake, Transport::Ws)]
     }
 
-    /// The set of `make bench`: 7 to 8 minutes.
+    /// The set of `make bench`: 7 to 8 minutes. Without `sources`, which alone takes as long.
     #[must_use]
     pub fn bench() -> Vec<Self> {
         let job = |scenario, seconds, transports: &[Transport]| {

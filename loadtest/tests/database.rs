@@ -54,6 +54,35 @@ async fn commits_are_compared_with_those_that_tell_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sources_are_compared() {
+    let runs = play(Scenario::Sources, &[3], &[]).await;
+    use figure::label;
+    let labels: Vec<_> = runs.iter().map(|run| run.label.as_deref()).collect();
+    let publishing = [label::NOOP, label::NOTHING, label::NOTIFY, label::PUBLISH_WAL, label::PUBLISH_OUTBOX];
+    let delivery = [Some(label::WAL), Some(label::OUTBOX), Some(label::BEHIND_SILENCE), None];
+    assert_eq!(labels, [&publishing.map(Some)[..], &delivery, &[Some(label::EMPTIED)]].concat());
+    for run in &runs[..5] {
+        assert!(run.clients == 3 && value(run, figure::RATIO_TO_NOOP) > 0.0, "{run:?}");
+        // What was published is read back, that before the first slice and the marks, too.
+        let commits = (value(run, figure::TRANSACTIONS_PER_SECOND) * run.seconds).round() as u64;
+        let ours = run.system == System::Walcast;
+        assert_eq!(run.checks.expected > commits * 2, ours, "{run:?}");
+        assert!(ours || run.checks.expected == commits, "{run:?}");
+        assert_eq!(run.figures.contains_key(figure::RATIO_TO_NOTIFY), ours, "{run:?}");
+    }
+    for run in &runs[5..9] {
+        // Those of a stream that fill caches are checked, and not measured.
+        let warm = if run.figures.contains_key(figure::PUBLISHERS) { 160 } else { 0 };
+        let measured = run.latency.as_ref().map_or(0, |latency| latency.count);
+        assert!(measured > 0 && measured + warm <= run.checks.expected, "{run:?}");
+    }
+    let emptied = &runs[9];
+    assert!(emptied.checks.expected > 4_900 && value(emptied, figure::DEAD_ROWS) < 0.5, "{emptied:?}");
+    let (peak, left) = (value(emptied, figure::OUTBOX_PEAK_BYTES), value(emptied, figure::OUTBOX_LEFT_BYTES));
+    assert!(left < peak, "{emptied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_read_by_both() {
     let runs = play(Scenario::Ingest, &[1], &[]).await;
     let systems: Vec<_> = runs.iter().map(|run| run.system).collect();

@@ -73,9 +73,13 @@ impl Given {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_scenario_leaves_nothing() {
     let given = Given::start().await;
-    for (scenario, clients) in
-        [(Scenario::Arrive, 7), (Scenario::Commit, 3), (Scenario::Ingest, 1), (Scenario::Stall, 1)]
-    {
+    for (scenario, clients) in [
+        (Scenario::Arrive, 7),
+        (Scenario::Commit, 3),
+        (Scenario::Sources, 2),
+        (Scenario::Ingest, 1),
+        (Scenario::Stall, 1),
+    ] {
         let options = lab::Options { database_url: Some(given.url()), ..lab::Options::default() };
         let mut lab = Lab::new(options).expect("`cargo build -p walcast` first");
         let plan = Plan {

@@ -105,6 +105,14 @@ const GROWTH: &[Growth] = &[
         unit: Unit::Ratio,
         of: |run| run.figure(figure::RATIO_TO_NOOP),
     },
+    Growth {
+        id: "sources",
+        title: "Transactions per second beside a no-op statement, by source",
+        scenario: Scenario::Sources,
+        scale: Scale::Linear,
+        unit: Unit::Ratio,
+        of: |run| run.figure(figure::RATIO_TO_NOOP),
+    },
 ];
 
 impl Growth {
@@ -121,7 +129,8 @@ impl Growth {
             return None;
         }
         let unit = self.unit;
-        let who = if self.scenario == Scenario::Commit { "writers" } else { "clients" };
+        let who =
+            if matches!(self.scenario, Scenario::Commit | Scenario::Sources) { "writers" } else { "clients" };
         Some(Chart {
             id: self.id.to_owned(),
             title: self.title.to_owned(),
@@ -199,6 +208,7 @@ fn series(run: &Summary, points: Vec<(f64, f64)>, marks: bool) -> Series {
         (System::Walcast, Some(Transport::Sse)) => 1,
         (System::Walcast, Some(Transport::Poll)) => 2,
         (System::Walcast, None) if label == figure::label::MESSAGE => 1,
+        (System::Walcast, None) if label == figure::label::PUBLISH_OUTBOX => 1,
         (System::Walcast, None) if label == figure::label::STAND_IN => 2,
         (System::Walcast, None) => 0,
         (System::Listen, _) => 3,
@@ -211,6 +221,8 @@ fn series(run: &Summary, points: Vec<(f64, f64)>, marks: bool) -> Series {
         figure::label::FAST
             | figure::label::STALLED
             | figure::label::UNPUBLISHED
+            | figure::label::OUTBOX
+            | figure::label::BEHIND_SILENCE
             | figure::label::HEARTBEATS
             | figure::label::ASKING
     );

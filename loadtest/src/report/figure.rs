@@ -34,6 +34,24 @@ pub const CONNECTIONS_PER_SECOND: &str = "connections_per_second";
 pub const TRANSACTIONS_PER_SECOND: &str = "transactions_per_second";
 /// Against the same transaction with a no-op statement, in the slices right before and after.
 pub const RATIO_TO_NOOP: &str = "ratio_to_noop";
+/// [`RATIO_TO_NOOP`] over that of `pg_notify` by as many writers.
+pub const RATIO_TO_NOTIFY: &str = "ratio_to_pg_notify";
+/// Events that publishers sent, from when the first was due to the answer to the last one.
+pub const PUBLISHED_PER_SECOND: &str = "published_per_second";
+/// How many sessions published.
+pub const PUBLISHERS: &str = "publishers";
+/// Tables of the outbox, with their indexes, before anything was published.
+pub const OUTBOX_FRESH_BYTES: &str = "outbox_fresh_bytes";
+/// The same: the most that was seen while events were published.
+pub const OUTBOX_PEAK_BYTES: &str = "outbox_peak_bytes";
+/// The same once nobody needs any of the events.
+pub const OUTBOX_LEFT_BYTES: &str = "outbox_left_bytes";
+/// From the last publish until no event is left in the outbox.
+pub const LET_GO_MS: &str = "let_go_ms";
+/// Dead rows in tables of the outbox that the server's statistics know of, once nobody needs any of the events.
+pub const DEAD_ROWS: &str = "dead_rows";
+/// The same as counted in the tables themselves, where the server has `pgstattuple`.
+pub const DEAD_ROWS_COUNTED: &str = "dead_rows_counted";
 /// Rows of the log taken in.
 pub const CHANGES_PER_SECOND: &str = "changes_per_second";
 /// CPU of what consumed the log: the broker, or `pg_recvlogical`.
@@ -73,6 +91,20 @@ pub mod label {
     pub const PUBLISH_IN_USE: &str = "walcast.publish, clients wait";
     /// `commit`: the same while clients listen.
     pub const NOTIFY_IN_USE: &str = "pg_notify, clients listen";
+    /// `sources`: the insert is all.
+    pub const NOTHING: &str = "no second statement";
+    /// `sources`: the function that applications call, by the write-ahead log.
+    pub const PUBLISH_WAL: &str = "walcast.publish, wal";
+    /// `sources`: the same by the outbox.
+    pub const PUBLISH_OUTBOX: &str = "walcast.publish, outbox";
+    /// `sources`: a steady stream, delivered out of the write-ahead log.
+    pub const WAL: &str = "wal";
+    /// `sources`: the same out of the outbox.
+    pub const OUTBOX: &str = "outbox";
+    /// `sources`: single events, each behind a silence.
+    pub const BEHIND_SILENCE: &str = "outbox, behind a silence";
+    /// `sources`: very many events, and what is left of them.
+    pub const EMPTIED: &str = "outbox, emptied";
     /// `slow`: the good readers alone.
     pub const GOOD: &str = "alone";
     /// `slow`: the good readers beside stalled ones.

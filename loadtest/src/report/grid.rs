@@ -120,7 +120,7 @@ pub fn targets(summaries: &[Summary]) -> Grid {
     }
 }
 
-/// One table for each scenario that was played.
+/// One table for each scenario that was played, and for each part of it.
 #[must_use]
 pub fn scenarios(summaries: &[Summary]) -> Vec<Grid> {
     let of = |scenario| summaries.iter().filter(move |run| run.scenario == scenario).collect::<Vec<_>>();
@@ -128,14 +128,34 @@ pub fn scenarios(summaries: &[Summary]) -> Vec<Grid> {
         .into_iter()
         .map(|scenario| (scenario, of(scenario)))
         .filter(|(_, runs)| !runs.is_empty())
-        .map(|(scenario, runs)| grid(scenario, &runs))
+        .flat_map(|(scenario, runs)| {
+            parts(scenario, runs).into_iter().map(move |(part, runs)| grid(scenario, part, &runs))
+        })
         .collect()
 }
 
-fn grid(scenario: Scenario, runs: &[&Summary]) -> Grid {
+/// What a scenario consists of that has no figures in common, and what each part shows of it.
+fn parts(scenario: Scenario, runs: Vec<&Summary>) -> Vec<(Option<&'static str>, Vec<&Summary>)> {
+    if scenario != Scenario::Sources {
+        return vec![(None, runs)];
+    }
+    let (delivery, others): (Vec<_>, Vec<_>) = runs.into_iter().partition(|run| run.latency.is_some());
+    let (emptied, publishing): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|run| run.figure(figure::OUTBOX_LEFT_BYTES).is_some());
+    let mut parts = vec![
+        (Some("what publishing costs a transaction"), publishing),
+        (Some("how long events take to a client"), delivery),
+        (Some("what is left of very many events"), emptied),
+    ];
+    parts.retain(|(_, runs)| !runs.is_empty());
+    parts
+}
+
+fn grid(scenario: Scenario, part: Option<&str>, runs: &[&Summary]) -> Grid {
     let names = columns(runs);
     let latency = runs.iter().any(|run| run.latency.is_some());
-    let who = if scenario == Scenario::Commit { "writers" } else { "clients" };
+    let writers = matches!(scenario, Scenario::Commit | Scenario::Sources) && !latency;
+    let who = if writers { "writers" } else { "clients" };
     let mut heads = vec![column(who, true), column("system", false)];
     heads.extend(names.iter().map(|name| column(&unit::title(name), true)));
     if latency {
@@ -144,15 +164,18 @@ fn grid(scenario: Scenario, runs: &[&Summary]) -> Grid {
     heads.push(column("checked", false));
     Grid {
         title: scenario.name().to_owned(),
-        about: about(scenario, runs),
+        about: about(scenario, part, runs),
         columns: heads,
         rows: runs.iter().map(|run| row(run, baseline(run, runs), &names, latency)).collect(),
     }
 }
 
-fn about(scenario: Scenario, runs: &[&Summary]) -> String {
+fn about(scenario: Scenario, part: Option<&str>, runs: &[&Summary]) -> String {
     let rounds = runs.iter().map(|run| run.rounds).max().unwrap_or_default();
     let mut about = scenario.about().to_owned();
+    if let Some(part) = part {
+        about = format!("{about}: {part}");
+    }
     if rounds > 1 {
         about = format!("{about}; medians of {rounds} rounds [least … most]");
     }
@@ -217,6 +240,9 @@ fn checked(run: &Summary) -> Cell {
     Cell { text: checks.faults().join(", "), tone: Tone::Bad, ratio: None }
 }
 
+/// What peers are compared with, where there is more than one way to do the same.
+const USUAL: [&str; 3] = [figure::label::PUBLISH, figure::label::PUBLISH_OUTBOX, figure::label::OUTBOX];
+
 /// What of ours a peer's row is compared with: the same number of clients and, where there is a choice, the
 /// transport that is most like the peers' connections.
 fn baseline<'a>(run: &Summary, runs: &[&'a Summary]) -> Option<&'a Summary> {
@@ -224,7 +250,8 @@ fn baseline<'a>(run: &Summary, runs: &[&'a Summary]) -> Option<&'a Summary> {
         return None;
     }
     let rank = |ours: &Summary| {
-        let usual = ours.usual() || ours.label.as_deref() == Some(figure::label::PUBLISH);
+        let label = ours.label.as_deref().unwrap_or_default();
+        let usual = ours.usual() || USUAL.contains(&label);
         let transport = match ours.transport {
             Some(Transport::Ws) => 0,
             Some(Transport::Sse) => 1,

@@ -93,7 +93,7 @@ pub struct Run {
     pub system: System,
     /// How walcast's clients waited; `None` for peers and where nobody waits.
     pub transport: Option<Transport>,
-    /// How many clients took part; the writers, for [`Scenario::Commit`].
+    /// How many clients took part; the writers, where nobody waits.
     pub clients: u64,
     /// What else tells runs apart, from [`figure::label`]: a publish method, `visible`, `stalled` …
     pub label: Option<String>,

@@ -20,6 +20,8 @@ pub enum Scenario {
     Arrive,
     /// What publishing costs a transaction.
     Commit,
+    /// The write-ahead log beside the outbox.
+    Sources,
     /// From the write-ahead log to the hub.
     Ingest,
     /// Stalled readers beside good ones.
@@ -32,13 +34,14 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them, in the order in which reports show them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Idle,
         Self::Wake,
         Self::Storm,
         Self::Fanout,
         Self::Arrive,
         Self::Commit,
+        Self::Sources,
         Self::Ingest,
         Self::Slow,
         Self::Stall,
@@ -55,6 +58,7 @@ impl Scenario {
             Self::Fanout => "fanout",
             Self::Arrive => "arrive",
             Self::Commit => "commit",
+            Self::Sources => "sources",
             Self::Ingest => "ingest",
             Self::Slow => "slow",
             Self::Stall => "stall",
@@ -72,6 +76,7 @@ impl Scenario {
             Self::Fanout => "one topic, all clients subscribe to it",
             Self::Arrive => "connections per second until all clients wait",
             Self::Commit => "what publishing costs a transaction, by method",
+            Self::Sources => "the write-ahead log beside the outbox",
             Self::Ingest => "changes per second from the write-ahead log to the hub",
             Self::Slow => "stalled readers beside good ones",
             Self::Stall => "the delivery gap behind a huge transaction",

@@ -112,6 +112,30 @@ fn sample() -> Report {
             runs.push(labelled(method, run(Scenario::Commit, system, writers, 0, &figures)));
         }
     }
+    for writers in [8, 32] {
+        for (system, method, ratio) in [
+            (System::Postgres, label::NOTHING, 1.1),
+            (System::Listen, label::NOTIFY, 0.3),
+            (System::Walcast, label::PUBLISH_WAL, 0.9),
+            (System::Walcast, label::PUBLISH_OUTBOX, 0.75),
+        ] {
+            let figures = [
+                (figure::TRANSACTIONS_PER_SECOND, 9_000.0 * ratio),
+                (figure::RATIO_TO_NOOP, ratio),
+                (figure::RATIO_TO_NOTIFY, ratio / 0.3),
+            ];
+            let figures = &figures[..if system == System::Walcast { 3 } else { 2 }];
+            runs.push(labelled(method, run(Scenario::Sources, system, writers, 0, figures)));
+        }
+    }
+    for (name, us) in [(label::WAL, 1_800), (label::OUTBOX, 6_200), (label::BEHIND_SILENCE, 260_000)] {
+        let steady = run(Scenario::Sources, System::Walcast, 1, us, &[(figure::PUBLISHERS, 2.0)]);
+        runs.push(labelled(name, over(Transport::Ws, steady)));
+    }
+    runs.push(run(Scenario::Sources, System::Listen, 1, 1_500, &[(figure::PUBLISHERS, 2.0)]));
+    let left = [(figure::OUTBOX_LEFT_BYTES, 400_000.0), (figure::DEAD_ROWS, 0.0)];
+    let emptied = run(Scenario::Sources, System::Walcast, 8, 0, &left);
+    runs.push(labelled(label::EMPTIED, over(Transport::Ws, emptied)));
     for (system, speed, cpu) in [(System::Walcast, 139_000.0, 5.1), (System::Recvlogical, 146_000.0, 0.9)] {
         let figures = [
             (figure::CHANGES_PER_SECOND, speed),
@@ -265,6 +289,9 @@ fn targets_are_computed_from_the_runs() {
         ("`commit`: bare", "32 writers", "0.94"),
         ("`commit`: walcast.publish ÷ no-op", "32 writers", "0.78"),
         ("`commit`: walcast.publish ÷ pg", "32 writers", "2.89"),
+        ("`sources`: walcast.publish by the outbox ÷ no-op", "", "0.75"),
+        ("`sources`: walcast.publish by the outbox ÷ pg", "", "2.50"),
+        ("`sources`: p50", "", "6.20 ms"),
         ("`ingest`: changes", "", "0.95"),
         ("`ingest`: CPU", "", "0.81"),
         ("`slow`: p99", "sse, 100 clients", "1.05"),
@@ -316,15 +343,40 @@ fn every_form_shows_every_scenario_fault_and_note() {
     // Nothing is fetched, and no text of a machine's becomes markup.
     assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("<link"));
     assert!(page.contains("&lt;of some kind&gt;") && page.contains("prefers-color-scheme:dark"));
-    for id in
-        ["memory", "cpu", "wake-p50", "storm", "fanout-throughput", "arrive", "commit", "latency-wake-100"]
-    {
+    for id in [
+        "memory",
+        "cpu",
+        "wake-p50",
+        "storm",
+        "fanout-throughput",
+        "arrive",
+        "commit",
+        "sources",
+        "latency-wake-100",
+    ] {
         assert!(page.contains(&format!("<figure id=\"{id}\">")), "{id}");
         assert!(
             markdown.plots.iter().any(|(name, svg)| *name == format!("{id}.svg") && svg.contains("</svg>")),
             "{id}"
         );
     }
+}
+
+/// What has no figures in common does not share a table: it would be mostly gaps.
+#[test]
+fn parts_of_a_scenario_have_tables_of_their_own() {
+    let grids = grid::scenarios(&summarise(&sample().runs));
+    let parts: Vec<_> = grids.iter().filter(|grid| grid.title == Scenario::Sources.name()).collect();
+    let firsts: Vec<_> = parts.iter().map(|part| part.columns[0].title.as_str()).collect();
+    assert_eq!(firsts, ["writers", "clients", "writers"]);
+    for (part, rows) in parts.iter().zip([8, 4, 1]) {
+        assert_eq!(part.rows.len(), rows, "{}", part.about);
+    }
+    let heads: Vec<_> = parts[0].columns.iter().map(|column| column.title.as_str()).collect();
+    assert_eq!(heads[2..], ["ratio to no-op", "ratio to pg_notify", "transactions", "checked"]);
+    assert!(parts[1].about.ends_with("× is beside walcast ws, outbox"), "{}", parts[1].about);
+    let beside = parts[1].rows.last().unwrap().iter().filter_map(|cell| cell.ratio.as_deref());
+    assert!(beside.clone().any(|ratio| ratio == "× 0.24"), "{:?}", beside.collect::<Vec<_>>());
 }
 
 #[test]

@@ -73,6 +73,7 @@ pub fn title(name: &str) -> String {
     }
     let name = ENDINGS.iter().find_map(|(ending, ..)| name.strip_suffix(ending)).unwrap_or(name);
     let words = name.replace("_us_per_", "_per_").replace("noop", "no-op").replace('_', " ");
+    let words = words.replace("pg notify", "pg_notify");
     words.split(' ').map(|word| if word == "cpu" { "CPU" } else { word }).collect::<Vec<_>>().join(" ")
 }
 
@@ -156,6 +157,7 @@ mod tests {
             ("cpu_us_per_delivery", "CPU per delivery (walcast: without Postgres)"),
             ("deliveries_per_second", "deliveries"),
             ("ratio_to_noop", "ratio to no-op"),
+            ("ratio_to_pg_notify", "ratio to pg_notify"),
         ] {
             assert_eq!(title(name), expected);
         }

@@ -15,6 +15,7 @@ pub mod fanout;
 pub mod idle;
 pub mod ingest;
 pub mod slow;
+pub mod sources;
 pub mod stall;
 mod steady;
 pub mod storm;
@@ -192,6 +193,7 @@ pub async fn play(scenario: Scenario, lab: &mut Lab, plan: &Plan) -> Result<Vec<
         Scenario::Fanout => fanout::play(lab, plan).await,
         Scenario::Arrive => arrive::play(lab, plan).await,
         Scenario::Commit => commit::play(lab, plan).await,
+        Scenario::Sources => sources::play(lab, plan).await,
         Scenario::Ingest => ingest::play(lab, plan).await,
         Scenario::Slow => slow::play(lab, plan).await,
         Scenario::Stall => stall::play(lab, plan).await,

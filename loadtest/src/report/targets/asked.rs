@@ -2,7 +2,7 @@
 
 use super::compute::{
     FEW, MANY, against, fanout, faults, figures, found, growth, method, one, paired, quantile, single,
-    writers,
+    source, writers,
 };
 use super::{Limit, Target};
 use crate::report::figure::{self, label};
@@ -175,6 +175,31 @@ pub(super) const TARGETS: &[Target] = &[
                 )
             })
         },
+    },
+    Target {
+        what: "`sources`: walcast.publish by the outbox ÷ no-op, 32 writers",
+        limit: Limit::AtLeast(0.65),
+        unit: Unit::Ratio,
+        measured_by: "sources --clients 32",
+        compute: |all| {
+            single(source(all, 32, label::PUBLISH_OUTBOX, |run| run.figure(figure::RATIO_TO_NOOP)))
+        },
+    },
+    Target {
+        what: "`sources`: walcast.publish by the outbox ÷ pg_notify, 32 writers",
+        limit: Limit::AtLeast(2.0),
+        unit: Unit::Ratio,
+        measured_by: "sources --clients 32 --peer listen",
+        compute: |all| {
+            single(source(all, 32, label::PUBLISH_OUTBOX, |run| run.figure(figure::RATIO_TO_NOTIFY)))
+        },
+    },
+    Target {
+        what: "`sources`: p50 from publish to receipt by the outbox, 1,000 events/s",
+        limit: Limit::AtMost(10_000.0),
+        unit: Unit::Micros,
+        measured_by: "sources",
+        compute: |all| single(source(all, 1, label::OUTBOX, |run| quantile(run, |latency| latency.p50_us))),
     },
     Target {
         what: "`ingest`: changes per second ÷ those of pg_recvlogical",

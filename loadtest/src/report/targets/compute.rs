@@ -82,6 +82,17 @@ pub(super) fn writers(all: &[Summary], of: fn(&[Summary], u64) -> Option<f64>) -
     values.into_iter().flatten().collect()
 }
 
+/// A figure of the scenario that compares sources, under this label and at this number of clients or writers.
+pub(super) fn source(
+    all: &[Summary],
+    clients: u64,
+    label: &str,
+    of: impl Fn(&Summary) -> Option<f64>,
+) -> Option<f64> {
+    let mut at = all.iter().filter(|run| run.scenario == Scenario::Sources && run.clients == clients);
+    at.find(|run| run.label.as_deref() == Some(label)).and_then(of)
+}
+
 pub(super) fn method(all: &[Summary], writers: u64, method: &str) -> Option<f64> {
     let at = all.iter().filter(|run| run.scenario == Scenario::Commit && run.clients == writers);
     at.filter(|run| run.label.as_deref() == Some(method)).find_map(|run| run.figure(figure::RATIO_TO_NOOP))
