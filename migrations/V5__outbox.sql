@@ -402,8 +402,8 @@ BEGIN
     RETURN needed;
 END $$;
 
--- Nobody needs what the tick `kept` sees: writes that down, and empties the lanes that hold nothing else. How many;
--- NULL where the caller does not lead. Never waits for a lock.
+-- Nobody needs what the tick `kept` sees: writes that down, and empties the lanes that hold nothing else. How many
+-- still hold any; NULL where the caller does not lead. Never waits for a lock.
 CREATE FUNCTION walcast.outbox_trim(held bigint, kept bigint, quiet_tick bigint, quiet_ordinal bigint)
 RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -414,7 +414,7 @@ DECLARE
     now     integer := walcast.lane();
     filled  boolean;
     needed  boolean;
-    emptied integer := 0;
+    holding integer := 0;
 BEGIN
     PERFORM walcast.require_read_committed();
     PERFORM set_config('synchronous_commit', 'local', true);
@@ -426,16 +426,17 @@ BEGIN
     END IF;
     SELECT t.snapshot INTO STRICT seen FROM walcast.tick AS t WHERE t.id = kept;
     FOR lane IN 0..7 LOOP
-        -- Nobody writes to any other, but transactions that were long on their way; to the next one soon.
-        CONTINUE WHEN lane IN (now, (now + 1) % 8, (now + 7) % 8);
         EXECUTE format('SELECT EXISTS (SELECT FROM walcast.outbox_%s)', lane) INTO filled;
-        CONTINUE WHEN NOT filled OR walcast.lane_needed(lane, seen);
+        CONTINUE WHEN NOT filled;
+        holding := holding + 1;
+        -- Nobody writes to any other, but transactions that were long on their way; to the next one soon.
+        CONTINUE WHEN lane IN (now, (now + 1) % 8, (now + 7) % 8) OR walcast.lane_needed(lane, seen);
         BEGIN
             EXECUTE format('LOCK TABLE walcast.outbox_%s IN ACCESS EXCLUSIVE MODE', lane);
             -- Once more: what was open then may have committed.
             IF NOT walcast.lane_needed(lane, seen) THEN
                 EXECUTE format('TRUNCATE walcast.outbox_%s', lane);
-                emptied := emptied + 1;
+                holding := holding - 1;
             END IF;
         EXCEPTION WHEN lock_not_available THEN
             NULL;
@@ -452,7 +453,7 @@ BEGIN
             NULL;
         END;
     END LOOP;
-    RETURN emptied;
+    RETURN holding;
 END $$;
 
 -- The number line ends, and another begins with the next tick. `discard`: also all events, since their transactions are

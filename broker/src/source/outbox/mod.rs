@@ -141,6 +141,7 @@ impl Outbox {
             replay_until: standing.last,
             kept: Kept { tick: standing.kept, quiet_from: noted },
             trimmed: None,
+            holding: true,
             records: Records::default(),
             asked,
             out,

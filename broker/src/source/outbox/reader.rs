@@ -26,7 +26,7 @@ use crate::telemetry;
 
 /// The pause between two looks while something comes.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
-/// Between two times that rows are let go of: where more may go, and otherwise.
+/// Between two times that rows are let go of: while there are any, and otherwise.
 const TRIM: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// No statement takes so long on a link that works.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -76,6 +76,8 @@ pub(super) struct Reader {
     pub(super) replay_until: u64,
     pub(super) kept: Kept,
     pub(super) trimmed: Option<Instant>,
+    /// Rows were left then.
+    pub(super) holding: bool,
     pub(super) records: Records,
     /// Asks for a tick, and to be told where it ends.
     pub(super) asked: mpsc::Receiver<oneshot::Sender<u64>>,
@@ -286,11 +288,12 @@ impl Reader {
         let kept = Kept { tick, quiet_from };
         // What was withdrawn must not be read again, whenever the next broker comes.
         let withdrawn = window.withdrawn > self.kept.tick + 1;
-        if !(withdrawn || due(TRIM.1) || kept != self.kept && due(TRIM.0)) {
+        let soon = kept != self.kept || self.holding;
+        if !(withdrawn || due(TRIM.1) || soon && due(TRIM.0)) {
             return Ok(());
         }
         let quiet = (quiet_from.major, quiet_from.ordinal);
-        answer(table::trim(&self.session, self.lease.token, tick, quiet)).await?;
+        self.holding = answer(table::trim(&self.session, self.lease.token, tick, quiet)).await?;
         (self.kept, self.trimmed) = (kept, Some(now));
         Ok(())
     }

@@ -172,12 +172,15 @@ pub(super) async fn look(client: &Client, held: i64, last: &Tick, forced: bool) 
 }
 
 /// Nobody needs what the tick `kept` sees, and nothing was published between `quiet` and the tick behind it.
-pub(super) async fn trim(client: &Client, held: i64, kept: u64, quiet: (u64, u64)) -> Result<(), Failure> {
+/// Whether rows are left.
+pub(super) async fn trim(client: &Client, held: i64, kept: u64, quiet: (u64, u64)) -> Result<bool, Failure> {
     const SQL: &str = "SELECT walcast.outbox_trim($1, $2, $3, $4)";
     let (kept, quiet) = (kept.cast_signed(), (quiet.0.cast_signed(), quiet.1.cast_signed()));
     let params: [(&(dyn ToSql + Sync), Type); 4] =
         [(&held, Type::INT8), (&kept, Type::INT8), (&quiet.0, Type::INT8), (&quiet.1, Type::INT8)];
-    client.query_typed_one(SQL, &params).await.map(drop).map_err(failed)
+    let row = client.query_typed_one(SQL, &params).await.map_err(failed)?;
+    let holding: Option<i32> = row.try_get(0).map_err(failed)?;
+    Ok(holding.ok_or_else(lost)? > 0)
 }
 
 /// Begins another number line; `discard`: also what is written, since another server numbered its transactions.
