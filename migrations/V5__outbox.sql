@@ -60,6 +60,8 @@ CREATE TABLE walcast.outbox_reader (
     holder          uuid,
     token           bigint NOT NULL DEFAULT 0,
     leads_until     timestamptz NOT NULL DEFAULT '-infinity',
+    -- Who asked for the lease last. Whoever leads gives it up to another one that asks.
+    asked_by        uuid,
     -- The newest tick. Whoever makes the next one raises it: of two that both think they lead, one finds it raised.
     last            bigint NOT NULL,
     -- Rows up to this tick may be gone: a restart reads from behind it.
@@ -285,12 +287,10 @@ BEGIN
     END IF;
 END $$;
 
--- Takes the lease, or keeps it: the token; NULL where somebody else leads.
-CREATE FUNCTION walcast.outbox_lead(holder uuid, seconds double precision) RETURNS bigint
+-- Takes the lease, or keeps it: the token, and who asked for it last. Nothing where somebody else leads.
+CREATE FUNCTION walcast.outbox_lead(holder uuid, seconds double precision, OUT token bigint, OUT asked text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
-DECLARE
-    held    bigint;
 BEGIN
     -- What the broker writes down for itself waits for no standby.
     PERFORM set_config('synchronous_commit', 'local', true);
@@ -298,8 +298,15 @@ BEGIN
     SET holder = holder, leads_until = clock_timestamp() + make_interval(secs => seconds),
         token = r.token + CASE WHEN r.holder = holder THEN 0 ELSE 1 END
     WHERE r.holder IS NOT DISTINCT FROM holder OR r.leads_until <= clock_timestamp()
-    RETURNING r.token INTO held;
-    RETURN held;
+    RETURNING r.token, r.asked_by::text INTO token, asked;
+END $$;
+
+-- Asks whoever leads to give the lease up.
+CREATE FUNCTION walcast.outbox_ask(holder uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'local', true);
+    UPDATE walcast.outbox_reader AS r SET asked_by = outbox_ask.holder;
 END $$;
 
 -- Gives the lease back, so that nobody has to wait until it is over.

@@ -112,6 +112,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Whether anybody set this key.
+    #[must_use]
+    pub fn sets(&self, section: &str, key: &str) -> bool {
+        self.settings.get(section).and_then(Value::as_table).is_some_and(|keys| keys.contains_key(key))
+    }
+
     /// The keys outside `[[table]]` that are set otherwise than in `before`, such as `http.listen`.
     #[must_use]
     pub fn changed_since(&self, before: &Self) -> Vec<String> {

@@ -6,6 +6,8 @@ use super::exit::{self, Failure};
 use super::settings::{Settings, SourceFlag, check_rules, connect, published_tables};
 use super::setup::{self, SetupArgs, SetupOptions};
 use super::teardown::{self, TeardownArgs, TeardownOptions};
+use crate::postgres::Session;
+use crate::source::SourceKind;
 
 /// Arguments of `setup`.
 #[derive(clap::Args, Clone, Debug)]
@@ -38,14 +40,15 @@ pub struct TeardownCommand {
 pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), Failure> {
     let loader = command.source.over(command.settings.loader());
     let file = loader.file().display().to_string();
-    let config = loader.load()?;
+    let loaded = loader.load_all()?;
+    let (said, config) = (loaded.sets("source", "kind"), loaded.config);
     let args = &command.args;
     if args.no_tables && loader.found() {
         let message =
             format!("--no-tables: {file} says what is published; leave out the flag, or the file's rules");
         return Err(Failure::new(exit::USAGE, message));
     }
-    let options = SetupOptions {
+    let mut options = SetupOptions {
         kind: config.source.kind,
         history_age: config.history.age,
         source: config.source.slot.clone(),
@@ -62,6 +65,10 @@ pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), 
         return Ok(setup::run(args, &options, None, out).await?);
     }
     let mut session = connect(&config).await?;
+    // Nobody said by which way: then it stays as it is. Publishers are switched over only where that is asked for.
+    if !said && let Some(kind) = carried(&session).await {
+        options.kind = kind;
+    }
     let done = async {
         check_rules(&session, &config, &file).await?;
         Ok(setup::run(args, &options, Some(&mut session), out).await?)
@@ -89,4 +96,10 @@ pub async fn take_down(command: &TeardownCommand, out: &mut impl Write) -> Resul
     let done = teardown::run(args, &options, &mut session, out).await;
     session.close().await;
     Ok(done?)
+}
+
+/// By which way publishers send now, where that was ever set up.
+async fn carried(session: &Session) -> Option<SourceKind> {
+    let row = session.query_typed_one("SELECT carry FROM walcast.settings", &[]).await.ok()?;
+    row.try_get::<_, &str>(0).ok()?.parse().ok()
 }

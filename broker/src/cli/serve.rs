@@ -8,7 +8,6 @@ use super::exit::{self, Failure};
 use super::settings::{Settings, SourceFlag};
 use crate::config::{FILE_DEFAULT, Loaded, Loader};
 use crate::node::{Node, NodeError, Reloader};
-use crate::source::SourceKind;
 use crate::telemetry;
 
 /// Arguments.
@@ -78,11 +77,6 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
     let file = loader.file().display().to_string();
     let loaded = loader.load_all()?;
     let mut config = loaded.config.clone();
-    if args.takeover && config.source.kind == SourceKind::Outbox {
-        let message = "--takeover: the outbox's lease is given back when its broker is stopped; start this one without the \
-            flag, and stop the other, then this one leads within a second";
-        return Err(Failure::new(exit::USAGE, message.to_owned()));
-    }
     config.source.takeover = args.takeover;
     telemetry::init(&config.log).map_err(|error| Failure::new(exit::USAGE, format!("log.level: {error}")))?;
     let failed = |error: NodeError| Failure::of_node(&file, &error);

@@ -157,7 +157,13 @@ impl Checking<'_> {
             } else {
                 "run `walcast setup`"
             };
-            self.error("name", "the publication does not hold the table", remedy);
+            let cause = match facts.by_trigger {
+                true => {
+                    "the table has none of our triggers, or they are those of another rule or replica identity"
+                }
+                false => "the publication does not hold the table",
+            };
+            self.error("name", cause, remedy);
         }
         if let Some(list) = &facts.column_list {
             self.column_list(list, facts.by_trigger);
@@ -211,7 +217,14 @@ impl Checking<'_> {
                 Some(key) => using_index(&facts.name, key),
                 None => format!("add a primary key, or {}", full(&facts.name)),
             };
-            let cause = "the table has no usable replica identity, so publishing it would make UPDATE and DELETE fail";
+            let cause = match facts.by_trigger {
+                true => {
+                    "the table has no usable replica identity, so nobody could tell of which row a change is"
+                }
+                false => {
+                    "the table has no usable replica identity, so publishing it would make UPDATE and DELETE fail"
+                }
+            };
             return self.error("name", cause, remedy);
         }
         for partition in &facts.partitions {

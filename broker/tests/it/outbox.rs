@@ -332,7 +332,7 @@ async fn a_lease_is_one_brokers_and_only_who_holds_it_makes_ticks() {
     let sql = &broker.sql;
     let lead = async |holder: u32, seconds: f64| {
         let holder = format!("'00000000-0000-0000-0000-00000000000{holder}'");
-        value_of(sql, &format!("SELECT walcast.outbox_lead({holder}, {seconds})")).await
+        value_of(sql, &format!("SELECT token FROM walcast.outbox_lead({holder}, {seconds})")).await
     };
     let look = async |token: &str| {
         let last = "(SELECT t.{} FROM walcast.tick t ORDER BY t.id DESC LIMIT 1)";
@@ -454,4 +454,26 @@ async fn functions_that_run_as_their_owner_look_nowhere_else() {
     let public = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p
         WHERE p.pronamespace = 'walcast'::regnamespace AND has_function_privilege('public', p.oid, 'EXECUTE')";
     assert_eq!(value_of(&broker.sql, public).await, "");
+}
+
+#[tokio::test]
+async fn a_broker_of_the_other_kind_says_that_nothing_comes_its_way() {
+    let mut broker = Way::Outbox.start("outbox_other", "", "").await;
+    broker.stop().await.unwrap();
+    let mut config = broker.config.clone();
+    config.source.kind = walcast::source::SourceKind::Wal;
+    let node = walcast::node::Node::start(config.clone()).unwrap();
+    let error = within("it ends", node.join(std::future::pending())).await.unwrap_err().to_string();
+    assert!(error.contains("walcast.settings.carry is `outbox`"), "{error}");
+    // Nobody says by which way: it stays as it is.
+    let settings =
+        |kind: &str| format!("postgres.url = '{}'\n[source]\nslot = '{}'\n{kind}\n", broker.url, broker.name);
+    let carry = async |kind: &str| {
+        let path = crate::process::file("outbox_other", &settings(kind));
+        crate::process::run(&["setup", "--config", &path, "--accept-unbounded-wal"]).await.succeeded();
+        value_of(&broker.sql, "SELECT carry FROM walcast.settings").await
+    };
+    assert_eq!(carry("").await, "outbox");
+    assert_eq!(carry("kind = 'wal'").await, "wal");
+    assert_eq!(carry("").await, "wal");
 }

@@ -30,6 +30,7 @@ contract!(
     current_values_are_those_of_the_table,
     rules_come_and_go_while_it_runs,
     one_leads_and_the_next_takes_over,
+    one_that_is_told_to_takes_over,
     a_published_event_is_acknowledged_with_its_transaction,
     a_row_changed_by_many_has_its_final_state_last,
 );
@@ -324,6 +325,19 @@ async fn one_leads_and_the_next_takes_over(way: Way) {
     next.run("SELECT walcast.publish('m', '3')").await;
     let after = history(&next).await;
     assert_eq!((&after[..2], after.len()), (&before[..], 3), "the same events at the same cursors");
+}
+
+async fn one_that_is_told_to_takes_over(way: Way) {
+    let broker = way.start("source_takeover", "", "").await;
+    broker.run("SELECT walcast.publish('m', '1')").await;
+    let before = history(&broker).await;
+    let mut config = broker.config.clone();
+    config.source.takeover = true;
+    let next = Broker::on(&broker.name, config, connect(&broker.url).await).await;
+    until("the first has let go", async || broker.node().problems().contains("lease")).await;
+    next.run("SELECT walcast.publish('m', '2')").await;
+    let after = history(&next).await;
+    assert_eq!((&after[..1], after.len()), (&before[..], 2), "the same events at the same cursors");
 }
 
 async fn a_published_event_is_acknowledged_with_its_transaction(way: Way) {

@@ -25,6 +25,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "walcast.outbox_start(text)",
     "walcast.outbox_ticks(bigint, integer)",
     "walcast.outbox_rows(bigint, bigint, pg_snapshot, pg_snapshot, bigint, bigint, integer, bigint)",
+    "walcast.outbox_ask(uuid)",
     "walcast.outbox_lead(uuid, double precision)",
     "walcast.outbox_leave(bigint)",
     "walcast.outbox_look(bigint, bigint, pg_snapshot, bigint, boolean, integer, bigint)",

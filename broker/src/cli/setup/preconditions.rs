@@ -95,7 +95,8 @@ impl Server {
         if self.wal_level != "logical" && !(self.version >= 190_000 && self.wal_level == "replica") {
             problems.push(format!(
                 "wal_level is {}, but the WAL must carry logical changes; \
-                 ALTER SYSTEM SET wal_level = 'logical' and restart the server",
+                 ALTER SYSTEM SET wal_level = 'logical' and restart the server; where that cannot be had, \
+                 `walcast setup --source outbox` (docs/outbox.md)",
                 self.wal_level
             ));
         }

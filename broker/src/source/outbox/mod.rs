@@ -38,7 +38,7 @@ mod tick;
 
 use reader::{Kept, Lease, Reader, answer};
 use record::Records;
-use table::Standing;
+use table::{Held, Standing};
 use tick::Tick;
 
 /// Pages that were read ahead.
@@ -59,6 +59,8 @@ pub struct Outbox {
     hub: Arc<Hub>,
     /// Who we are to other brokers.
     holder: String,
+    /// We have asked for the lease, or had it: not again.
+    asked: bool,
     seeding: Seeding,
     live: Option<Live>,
     /// The number line that was read last, and how far it was yielded.
@@ -89,6 +91,7 @@ impl Outbox {
             health,
             hub,
             holder: Uuid::new_v4().to_string(),
+            asked: false,
             live: None,
             line: None,
             published: None,
@@ -152,17 +155,19 @@ impl Outbox {
     }
 
     /// Waits until nobody else leads.
-    async fn lead(&self, session: &Session) -> Result<Lease, Failure> {
+    async fn lead(&mut self, session: &Session) -> Result<Lease, Failure> {
         let (holder, time) = (self.holder.clone(), self.config.lease);
         let mut told = false;
         loop {
             let since = Instant::now();
-            if let Some(token) = answer(table::lead(session, &holder, time.as_secs_f64())).await? {
+            if let Some(held) = answer(table::lead(session, &holder, time.as_secs_f64())).await? {
+                let Held { token, asked_by } = held;
+                self.asked = true;
                 if told {
                     self.health.unwell(Part::Stream, "taking the lead");
                 }
                 self.health.well(Part::Lease);
-                return Ok(Lease { holder, token, time, since });
+                return Ok(Lease { holder, token, asked_by, time, since });
             }
             let standing_by = "another broker leads (walcast.outbox_reader says until when); this one takes over when it ends";
             self.health.well(Part::Stream);
@@ -171,6 +176,10 @@ impl Outbox {
                 tracing::info!("{standing_by}");
             }
             told = true;
+            // Once, so that two cannot drive each other out for ever.
+            if self.config.takeover && !std::mem::replace(&mut self.asked, true) {
+                answer(table::ask(session, &holder)).await?;
+            }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 closed = session.closed() => return Err(Failure::of_closed("outbox", &closed)),
@@ -186,7 +195,8 @@ impl Outbox {
             return self.health.well(Part::Retention);
         }
         let problem = format!(
-            "history.age is {}, but rows of the outbox would have to go after {} s, so it is never emptied: run `walcast setup`,              which fits walcast.settings.lane_seconds to it",
+            "history.age is {}, but rows of the outbox would have to go after {} s, so it is never emptied: run `walcast setup`, \
+             which fits walcast.settings.lane_seconds to it",
             humantime::format_duration(age),
             lane_seconds * LANES_IDLE
         );

@@ -28,7 +28,9 @@ use crate::telemetry;
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 /// Between two times that rows are let go of: while there are any, and otherwise.
 const TRIM: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
-/// No statement takes so long on a link that works.
+/// A statement that takes longer is told of,
+const ANSWER_LATE: Duration = Duration::from_secs(5);
+/// and none takes so long on a link that works.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// How long giving the lease back may take.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -40,6 +42,8 @@ pub(super) struct Lease {
     pub(super) holder: String,
     /// What we hold.
     pub(super) token: i64,
+    /// Who had asked for the lease when we got it.
+    pub(super) asked_by: Option<String>,
     /// For how long.
     pub(super) time: Duration,
     /// Since when.
@@ -107,12 +111,19 @@ impl Reader {
         self.replay().await?;
         let mut pause = PAUSE_MIN;
         let mut asked: Option<oneshot::Sender<u64>> = None;
+        let mut late = false;
         loop {
             self.keep_lease().await?;
             self.trim().await?;
             // What is withdrawn waits for a position behind all that was told.
             let forced = asked.is_some() || self.hub.window().is_some_and(|window| window.waits);
             match answer(table::look(&self.session, self.lease.token, &self.last, forced)).await? {
+                // If only its time had run out, for an answer that was long in coming, it is still to be had.
+                Look::Lost if !late => {
+                    self.renew_lease().await?;
+                    late = true;
+                    continue;
+                }
                 Look::Lost => return Err(lost()),
                 Look::Quiet => {
                     self.tell(vec![Changes::Idle(self.last.end())]).await?;
@@ -125,6 +136,7 @@ impl Reader {
                     self.tell_tick(tick, page).await?;
                 }
             }
+            late = false;
             if let Some(asked) = asked.take() {
                 // Nobody there any more: nobody needs it.
                 let _ = asked.send(self.last.end());
@@ -262,15 +274,19 @@ impl Reader {
 
     /// Keeps the lease if that is due.
     async fn keep_lease(&mut self) -> Result<(), Failure> {
-        if Instant::now() < self.lease.due() {
-            return Ok(());
-        }
+        if Instant::now() < self.lease.due() { Ok(()) } else { self.renew_lease().await }
+    }
+
+    async fn renew_lease(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
-        let Lease { holder, time, .. } = &self.lease;
+        let Lease { holder, time, token, asked_by, .. } = &self.lease;
         let held = answer(table::lead(&self.session, holder, time.as_secs_f64())).await?;
         // Another token: somebody led in between.
-        if held != Some(self.lease.token) {
-            return Err(lost());
+        let held = held.filter(|held| held.token == *token).ok_or_else(lost)?;
+        if held.asked_by.is_some() && held.asked_by != *asked_by && held.asked_by.as_ref() != Some(holder) {
+            answer(table::leave(&self.session, *token)).await?;
+            let message = "another broker was told to take over, and asked for the lease".to_owned();
+            return Err(Failure { message, kind: Kind::HandedOver });
         }
         self.lease.since = since;
         Ok(())
@@ -301,6 +317,14 @@ impl Reader {
 
 /// No answer in time: the link is dead, or the server.
 pub(super) async fn answer<T>(asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut asked = std::pin::pin!(asked);
+    if let Ok(answer) = timeout(ANSWER_LATE, &mut asked).await {
+        return answer;
+    }
+    tracing::warn!(
+        "Postgres has not answered for {} s: is a transaction pooler in between, and all of its sessions taken?",
+        ANSWER_LATE.as_secs()
+    );
     timeout(ANSWER_MAX, asked).await.unwrap_or_else(|_| {
         let message = format!("the server did not answer within {} s", ANSWER_MAX.as_secs());
         Err(Failure { message, kind: Kind::Silent })

@@ -96,11 +96,28 @@ pub(super) async fn standing(client: &Client, source: &str) -> Result<Standing, 
     Ok(standing)
 }
 
-/// Takes the lease or keeps it; the token, `None` where somebody else leads.
-pub(super) async fn lead(client: &Client, holder: &str, seconds: f64) -> Result<Option<i64>, Failure> {
-    const SQL: &str = "SELECT walcast.outbox_lead($1::text::uuid, $2)";
+/// What somebody who leads holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) token: i64,
+    /// Who asked for the lease last.
+    pub(super) asked_by: Option<String>,
+}
+
+/// Takes the lease or keeps it; `None` where somebody else leads.
+pub(super) async fn lead(client: &Client, holder: &str, seconds: f64) -> Result<Option<Held>, Failure> {
+    const SQL: &str = "SELECT token, asked FROM walcast.outbox_lead($1::text::uuid, $2)";
     let params: [(&(dyn ToSql + Sync), Type); 2] = [(&holder, Type::TEXT), (&seconds, Type::FLOAT8)];
-    client.query_typed_one(SQL, &params).await.and_then(|row| row.try_get(0)).map_err(failed)
+    let row = client.query_typed_one(SQL, &params).await.map_err(failed)?;
+    let token: Option<i64> = row.try_get(0).map_err(failed)?;
+    let asked_by = row.try_get(1).map_err(failed)?;
+    Ok(token.map(|token| Held { token, asked_by }))
+}
+
+/// Asks whoever leads to give the lease up.
+pub(super) async fn ask(client: &Client, holder: &str) -> Result<(), Failure> {
+    const SQL: &str = "SELECT walcast.outbox_ask($1::text::uuid)::text";
+    client.query_typed_one(SQL, &[(&holder, Type::TEXT)]).await.map(drop).map_err(failed)
 }
 
 /// Gives the lease back.

@@ -9,7 +9,7 @@ use crate::postgres::Companion;
 use crate::router::TableFacts;
 use crate::source::failure::Failure;
 use crate::source::tables::{self, Publishing, failed};
-use crate::source::{Config, SourceError};
+use crate::source::{Config, SourceError, SourceKind};
 
 /// The oldest server whose pgoutput sends messages.
 const VERSION_MIN: i32 = 140_000;
@@ -52,6 +52,8 @@ struct Server {
     encoding: String,
     database: String,
     schema: bool,
+    /// By which way publishers send.
+    carry: Option<String>,
     publication: Option<Publication>,
     slot: Option<Slot>,
 }
@@ -158,7 +160,10 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
     const SLOT: &str = "
         SELECT wal_status IS NOT DISTINCT FROM 'lost', plugin::text, database::text
         FROM pg_replication_slots WHERE slot_name = $1";
+    const CARRY: &str = "SELECT carry FROM walcast.settings";
     let row = client.query_typed_one(SERVER, &[]).await?;
+    let schema: bool = row.try_get(6)?;
+    let carry = if schema { Some(client.query_typed_one(CARRY, &[]).await?.try_get(0)?) } else { None };
     let slot_row = client.query_typed_opt(SLOT, &[(&config.slot, Type::TEXT)]).await?;
     let slot = |row: tokio_postgres::Row| {
         Ok(Slot { lost: row.try_get(0)?, plugin: row.try_get(1)?, database: row.try_get(2)? })
@@ -170,7 +175,8 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
         standby: row.try_get(3)?,
         encoding: row.try_get(4)?,
         database: row.try_get(5)?,
-        schema: row.try_get(6)?,
+        schema,
+        carry,
         publication: Publication::look(client, &config.publication).await?,
         slot: slot_row.map(slot).transpose()?,
     })
@@ -201,7 +207,8 @@ impl Server {
         // From 19 on a server at `replica` turns logical when the first logical slot is created.
         if self.wal_level != "logical" && !(self.version_num >= 190_000 && self.wal_level == "replica") {
             return Some(format!(
-                "the server's wal_level is `{}`: ALTER SYSTEM SET wal_level = logical, then restart it",
+                "the server's wal_level is `{}`: ALTER SYSTEM SET wal_level = logical, then restart \
+                 it; or, where that cannot be had, source.kind = \"outbox\" (docs/outbox.md)",
                 self.wal_level
             ));
         }
@@ -214,6 +221,12 @@ impl Server {
         }
         if !self.schema {
             return Some(format!("the database {database} has no schema walcast: run `walcast setup`"));
+        }
+        if let Some(carry) = self.carry.as_ref().filter(|carry| *carry != SourceKind::Wal.as_str()) {
+            return Some(format!(
+                "what is published goes another way (walcast.settings.carry is `{carry}`), and does not come here: set \
+                 source.kind = \"{carry}\", or run `walcast setup --source wal`"
+            ));
         }
         if self.publication.is_none() {
             return Some(format!("the publication {publication} does not exist: run `walcast setup`"));
@@ -256,6 +269,7 @@ mod tests {
             encoding: "UTF8".into(),
             database: "app".into(),
             schema: true,
+            carry: Some("wal".into()),
             publication: Some(publication.clone()),
             slot: Some(slot.clone()),
         };
@@ -285,6 +299,7 @@ mod tests {
         check(&|server| (server.wal_level, server.version_num) = ("replica".into(), 190_000), &[]);
         check(&|server| server.encoding = "LATIN1".into(), &["LATIN1", "ENCODING 'UTF8'"]);
         check(&|server| server.schema = false, &["database app", "walcast setup"]);
+        check(&|server| server.carry = Some("outbox".into()), &["`outbox`", "source.kind = \"outbox\""]);
         check(&|server| server.publication = None, &["publication walcast", "walcast setup"]);
         let with_publication = |change: &dyn Fn(&mut Publication), expected: &[&str]| {
             let mut publication = publication.clone();

@@ -142,8 +142,9 @@ async fn the_commands_take_a_flag() {
     run(&setup).await.succeeded();
     let owner = server.connect("mine", "owner", "test").await;
     assert_eq!(text(&owner, "SELECT carry || lane_seconds FROM walcast.settings").await, "outbox900");
-    // The file alone means the log, which this server does not have.
-    run(&["setup", "--config", &path]).await.failed(69, &["wal_level"]);
+    // Where nobody says by which way, it stays as it is.
+    assert!(run(&["setup", "--config", &path]).await.succeeded().contains("Nothing to do"));
+    run(&["setup", "--config", &path, "--source", "wal"]).await.failed(69, &["wal_level", "--source outbox"]);
     run(&["teardown", "--config", &path, "--source", "outbox"]).await.succeeded();
     assert_eq!(text(&owner, "SELECT to_regnamespace('walcast')::text").await, "");
 }
