@@ -241,8 +241,9 @@ impl Wanted {
         self.arguments.full || self.arguments.key.iter().any(|key| key == name)
     }
 
-    /// What the function does. Types and tables are named with their schema, for the search path looks for both among
-    /// temporary ones first.
+    /// What the function does. A table's row is never cast, for its owner may have made a cast that is a function of his
+    /// own, and it would run with the rights of ours. (A record is written by its columns' output functions, and those
+    /// only a superuser makes.)
     fn body(&self) -> String {
         let topic = literal(&format!("{}.{}", self.schema, self.name));
         let full = self.arguments.full;
@@ -272,15 +273,13 @@ impl Wanted {
         // A column that was added is not among those that are named, so the whole is compared.
         let whole = self.arguments.columns.is_none();
         let same = |row: &str, of: &str| {
-            if whole {
-                format!("\n            same := {of} = {row}::pg_catalog.text;")
-            } else {
-                String::new()
-            }
+            if whole { format!("\n            same := {of} = {row};") } else { String::new() }
         };
         let (new, old) = (self.row("NEW", false), self.row("OLD", !full));
-        let (same_new, same_old) =
-            (same("NEW", "new_row"), same("OLD", &format!("{}::pg_catalog.text", self.row("OLD", false))));
+        let whole_row = |row: &str| format!("pg_catalog.textin(pg_catalog.record_out({row}))");
+        let (whole_new, whole_old) = (whole_row("NEW"), whole_row("OLD"));
+        let same_new = same(&whole_new, "new_row");
+        let same_old = same(&whole_old, &format!("{}::pg_catalog.text", self.row("OLD", false)));
         format!(
             "
 DECLARE
@@ -323,8 +322,8 @@ BEGIN
                 END ORDER BY a.attnum)
             FROM pg_catalog.pg_attribute AS a
             WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped);
-        new_row := CASE WHEN TG_OP <> 'DELETE' THEN NEW::pg_catalog.text END;
-        old_row := CASE WHEN TG_OP <> 'INSERT' THEN OLD::pg_catalog.text END;
+        new_row := CASE WHEN TG_OP <> 'DELETE' THEN {whole_new} END;
+        old_row := CASE WHEN TG_OP <> 'INSERT' THEN {whole_old} END;
     END IF;
     INSERT INTO walcast.outbox (lane, topic, options, data)
     VALUES (walcast.lane(), {topic}, ' op=' || lower(TG_OP), jsonb_strip_nulls(

@@ -249,3 +249,40 @@ async fn a_table_may_have_many_columns() {
     assert!(lines[0].contains(&format!(r#""(1{}2)""#, ",".repeat(300))), "{lines:?}");
     assert!(lines[0].ends_with(r#"["c299", 23, false]]}"#), "{lines:?}");
 }
+
+#[tokio::test]
+async fn a_cast_of_the_tables_owner_is_never_called() {
+    let ddl = "CREATE TYPE pair AS (a int, b text); CREATE DOMAIN short AS text;
+        CREATE TABLE a (id int PRIMARY KEY, x short, p pair, gone int); CREATE TABLE part (id int PRIMARY KEY, x short, p pair);
+        ALTER TABLE a REPLICA IDENTITY FULL";
+    let tables = [table("public.a", None), table("public.part", Some(&["x", "p"]))];
+    let client = published("triggers_casts", ddl, &tables).await;
+    let mut casts = String::new();
+    for (name, of) in [("a", "a"), ("part", "part"), ("pair", "pair")] {
+        for to in ["text", "json", "jsonb", "varchar"] {
+            casts.push_str(&format!(
+                "CREATE FUNCTION {name}_to_{to}({of}) RETURNS {to} LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE 'called by %', current_user; END $$;
+                 CREATE CAST ({of} AS {to}) WITH FUNCTION {name}_to_{to}({of}) AS IMPLICIT;"
+            ));
+        }
+    }
+    client.batch_execute(&casts).await.unwrap();
+    let check = async |table: &str, expected: [&str; 3]| {
+        let changes = "INSERT INTO {} VALUES (1, 'x y', '(1,y)'); UPDATE {} SET id = 2; DELETE FROM {}";
+        let lines = of(&client, &changes.replace("{}", table)).await;
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.contains(expected), "{line}");
+        }
+    };
+    let (whole, moved) = (r#""(1,\"x y\",\"(1,y)\",)""#, r#""(2,\"x y\",\"(1,y)\",)""#);
+    check("a", [whole, moved, moved]).await;
+    let part = r#""(\"x y\",\"(1,y)\",1)""#;
+    check("part", [part, &part.replace("1)\"", "2)\""), r#""(,,2)""#]).await;
+    // Where the table is not as setup saw it, whole rows are sent.
+    client.batch_execute("ALTER TABLE a DROP COLUMN gone; ALTER TABLE part RENAME x TO z").await.unwrap();
+    let (whole, moved) = (r#""(1,\"x y\",\"(1,y)\")""#, r#""(2,\"x y\",\"(1,y)\")""#);
+    check("a", [whole, moved, moved]).await;
+    check("part", [whole, moved, moved]).await;
+}
