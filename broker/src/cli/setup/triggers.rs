@@ -23,6 +23,10 @@ type Trigger = (String, String, i16, bool, String);
 const ROWS: &str = "walcast_rows";
 const TRUNCATE: &str = "walcast_truncate";
 
+/// What the functions look by. It ends in the temporary schema, which is otherwise looked through first for types and
+/// tables, and where anybody may make some; [`RENDERING`] is for sessions, in which nobody else is at work.
+const SEARCH_PATH: &str = "pg_catalog, pg_temp";
+
 /// The triggers of one table, as they are to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -194,7 +198,7 @@ impl Wanted {
     }
 
     fn as_function(&self) -> Function {
-        let settings = RENDERING.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let settings = settings().map(|(name, value)| format!("{name}={value}")).collect();
         Function { body: self.body(), settings, definer: true }
     }
 
@@ -203,8 +207,10 @@ impl Wanted {
             "CREATE OR REPLACE FUNCTION walcast.{}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER",
             self.function()
         );
-        for (name, value) in RENDERING {
-            let _ = write!(sql, "\n    SET {name} = {}", literal(value));
+        for (name, value) in settings() {
+            // A path in quotes is one schema.
+            let value = if name == "search_path" { value.to_owned() } else { literal(value) };
+            let _ = write!(sql, "\n    SET {name} = {value}");
         }
         let _ = write!(sql, "\nAS {}", dollar_quoted(&self.body()));
         sql
@@ -332,6 +338,11 @@ BEGIN
 END "
         )
     }
+}
+
+/// Those of a trigger function.
+fn settings() -> impl Iterator<Item = (&'static str, &'static str)> {
+    RENDERING.iter().map(|(name, value)| (*name, if *name == "search_path" { SEARCH_PATH } else { value }))
 }
 
 /// What is to be done about the triggers: in words, and the statements.

@@ -286,3 +286,20 @@ async fn a_cast_of_the_tables_owner_is_never_called() {
     check("a", [whole, moved, moved]).await;
     check("part", [whole, moved, moved]).await;
 }
+
+#[tokio::test]
+async fn temporary_types_are_looked_for_last() {
+    let ddl = "CREATE TABLE a (id int PRIMARY KEY)";
+    let client = published("triggers_path", ddl, &[table("public.a", None)]).await;
+    let paths = "SELECT proconfig FROM pg_proc
+        WHERE pronamespace = 'walcast'::regnamespace AND prosecdef AND proname ~ '^rows_'";
+    let rows = client.query(paths, &[]).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    let settings: Vec<String> = rows[0].get(0);
+    assert!(settings.contains(&"search_path=pg_catalog, pg_temp".to_owned()), "{settings:?}");
+    // A type that hides one of ours would be the session's own.
+    let hidden = "CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (false);
+        CREATE DOMAIN pg_temp.jsonb AS pg_catalog.jsonb CHECK (false); CREATE DOMAIN pg_temp.int8 AS pg_catalog.int8 CHECK (false)";
+    client.batch_execute(hidden).await.unwrap();
+    assert_eq!(of(&client, "INSERT INTO public.a VALUES (1)").await.len(), 1);
+}
