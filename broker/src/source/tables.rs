@@ -139,7 +139,7 @@ const WITH_TRIGGERS: &str = "
         SELECT t.tgrelid AS oid, pg_catalog.convert_from(
             pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) - 1), 'UTF8')::pg_catalog.jsonb AS args
         FROM pg_trigger t
-        WHERE t.tgname = 'walcast_rows' AND NOT t.tgisinternal AND t.tgenabled = 'A' AND t.tgnargs = 1 AND $2 = ''
+        WHERE t.tgname = '0_walcast_rows' AND NOT t.tgisinternal AND t.tgenabled = 'A' AND t.tgnargs = 1 AND $2 = ''
     ), published AS (
         SELECT w.oid, true AS published, nullif(x.args->'columns', 'null')::json AS columns
         FROM wanted w JOIN written x ON x.oid = w.oid JOIN identity i ON i.oid = w.oid

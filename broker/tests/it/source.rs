@@ -33,6 +33,7 @@ contract!(
     one_that_is_told_to_takes_over,
     a_published_event_is_acknowledged_with_its_transaction,
     a_row_changed_by_many_has_its_final_state_last,
+    a_row_that_a_trigger_changes_again_has_its_final_state_last,
 );
 
 const VMS: &str = "
@@ -386,4 +387,17 @@ async fn a_row_changed_by_many_has_its_final_state_last(way: Way) {
     for (topic, steps) in steps {
         assert_eq!(steps, (1..=steps.len() as i64).collect::<Vec<_>>(), "{topic}");
     }
+}
+
+async fn a_row_that_a_trigger_changes_again_has_its_final_state_last(way: Way) {
+    let ddl = format!(
+        "{VMS}; CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN UPDATE public.vms SET host = 'touched' WHERE id = NEW.id; RETURN NULL; END $$;
+        CREATE TRIGGER a_touch AFTER INSERT ON vms FOR EACH ROW EXECUTE FUNCTION touch()"
+    );
+    let broker = way.start("source_touch", &ddl, RULES).await;
+    let mut follower = broker.follow(Transport::Sse, &["**"]).await;
+    broker.run("INSERT INTO vms VALUES (1, 'new', '')").await;
+    let expected = [r#"vm/1 insert {"host":"new","id":1}"#, r#"vm/1 update {"host":"touched","id":1}"#];
+    assert_eq!(broker.rest_lines(&mut follower).await, expected);
 }

@@ -20,8 +20,10 @@ type TableName = (String, String);
 /// What tells a trigger from others: its name, function and kind, whether it fires always, its arguments.
 type Trigger = (String, String, i16, bool, String);
 
-const ROWS: &str = "walcast_rows";
-const TRUNCATE: &str = "walcast_truncate";
+/// Triggers fire in the order of their names. These come before the application's, for what one of those changes is told
+/// behind the change that made it fire.
+const ROWS: &str = "0_walcast_rows";
+const TRUNCATE: &str = "0_walcast_truncate";
 
 /// What the functions look by. It ends in the temporary schema, which is otherwise looked through first for types and
 /// tables, and where anybody may make some; [`RENDERING`] is for sessions, in which nobody else is at work.
@@ -220,17 +222,18 @@ impl Wanted {
     fn create_triggers(&self) -> Vec<String> {
         let (table, function) = (statements::table(&self.schema, &self.name), self.function());
         let arguments = literal(&self.arguments());
+        let (rows, truncate) = (ident(ROWS), ident(TRUNCATE));
         vec![
             format!(
-                "CREATE TRIGGER {ROWS} AFTER INSERT OR UPDATE OR DELETE ON {table} \
+                "CREATE TRIGGER {rows} AFTER INSERT OR UPDATE OR DELETE ON {table} \
                  FOR EACH ROW EXECUTE FUNCTION walcast.{function}({arguments})"
             ),
             format!(
-                "CREATE TRIGGER {TRUNCATE} AFTER TRUNCATE ON {table} \
+                "CREATE TRIGGER {truncate} AFTER TRUNCATE ON {table} \
                  FOR EACH STATEMENT EXECUTE FUNCTION walcast.{function}()"
             ),
-            format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {ROWS}"),
-            format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {TRUNCATE}"),
+            format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {rows}"),
+            format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {truncate}"),
         ]
     }
 

@@ -159,7 +159,7 @@ async fn triggers_follow_the_rules_and_the_tables() {
     client.batch_execute(schema).await.unwrap();
     let triggers = "SELECT string_agg(concat_ws(' ', tgrelid::regclass, tgname, tgenabled,
             encode(substr(tgargs, 1, greatest(length(tgargs) - 1, 0)), 'escape')), ' | ' ORDER BY tgrelid::regclass::text, tgname)
-        FROM pg_trigger WHERE tgname ~ '^walcast_'";
+        FROM pg_trigger WHERE tgname ~ 'walcast_'";
     let mut check = async |tables: &[PublishedTable], step: &str, expected: &str| {
         let report = set_up(&mut client, &options(tables)).await.unwrap();
         assert!(report.steps.contains(&format!("triggers: {step}")), "{report:?}");
@@ -170,8 +170,8 @@ async fn triggers_follow_the_rules_and_the_tables() {
     };
     let (a, b) = (table("public.a", Some(&["x"])), table("public.b", None));
     let (of_a, of_b) = (
-        r#"a walcast_rows A {"columns":["x","id"],"key":["id"],"full":false} | a walcast_truncate A "#,
-        r#"b walcast_rows A {"columns":null,"key":["id"],"full":false} | b walcast_truncate A "#,
+        r#"a 0_walcast_rows A {"columns":["x","id"],"key":["id"],"full":false} | a 0_walcast_truncate A "#,
+        r#"b 0_walcast_rows A {"columns":null,"key":["id"],"full":false} | b 0_walcast_truncate A "#,
     );
     check(std::slice::from_ref(&a), "public.a created", of_a).await;
     check(&[a.clone(), b.clone()], "public.b created", &format!("{of_a} | {of_b}")).await;
@@ -187,7 +187,7 @@ async fn triggers_follow_the_rules_and_the_tables() {
 
     let admin = server::connect(database, "postgres").await;
     admin.batch_execute("ALTER TABLE b REPLICA IDENTITY FULL").await.unwrap();
-    let full = r#"b walcast_rows A {"columns":null,"key":[],"full":true} | b walcast_truncate A "#;
+    let full = r#"b 0_walcast_rows A {"columns":null,"key":[],"full":true} | b 0_walcast_truncate A "#;
     check(&[a.clone(), b.clone()], "public.b changed", &format!("{of_a} | {full}")).await;
     admin
         .batch_execute("ALTER TABLE b REPLICA IDENTITY DEFAULT; ALTER TABLE a ENABLE TRIGGER ALL")
@@ -204,6 +204,9 @@ async fn triggers_follow_the_rules_and_the_tables() {
         .await
         .unwrap();
     check(&[a.clone(), b.clone()], "public.was_a dropped, public.a created", &both).await;
+    // Of a name that it once had.
+    admin.batch_execute("ALTER TRIGGER \"0_walcast_rows\" ON a RENAME TO walcast_rows").await.unwrap();
+    check(&[a.clone(), b.clone()], "public.a changed", &both).await;
     admin.batch_execute("DROP TABLE a").await.unwrap();
     check(std::slice::from_ref(&b), "functions of dropped tables dropped", of_b).await;
 }
