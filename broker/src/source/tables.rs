@@ -29,7 +29,10 @@ pub async fn read(client: &Client, tables: &[Arc<str>]) -> Result<Vec<TableFacts
     let read = facts(client, tables, Publishing::Triggers)
         .await
         .map_err(|failure| failure.into_error(false, &Config::default()))?;
-    Ok(read.into_iter().map(|facts| TableFacts { published: None, column_list: None, by_trigger: false, ..facts }).collect())
+    Ok(read
+        .into_iter()
+        .map(|facts| TableFacts { published: None, column_list: None, by_trigger: false, ..facts })
+        .collect())
 }
 
 /// What the rules are to be compared with.
