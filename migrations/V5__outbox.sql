@@ -246,10 +246,12 @@ DECLARE
     behind  bigint := after;
 BEGIN
     PERFORM walcast.require_read_committed();
-    IF many THEN
-        behind := greatest(after, least(low, (
-            SELECT min(f.id) - 1 FROM unnest(ended) AS u(xid) CROSS JOIN LATERAL
-                (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.id LIMIT 1) AS f)));
+    -- Not by the ids that were drawn when `seen` was made: a transaction above its xmax may have been open by then.
+    IF many AND after = 0 THEN
+        behind := least(
+            (SELECT min(o.id) - 1 FROM walcast.outbox AS o WHERE o.xid >= top AND o.xid < bottom),
+            (SELECT min(f.id) - 1 FROM unnest(ended) AS u(xid) CROSS JOIN LATERAL
+                (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.id LIMIT 1) AS f));
     END IF;
     RETURN QUERY
     SELECT t.id, t.xid::text::bigint, t.topic, t.options, t.told, t.more OR t.told_upto >= 4 * bytes_max
