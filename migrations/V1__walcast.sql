@@ -1,13 +1,16 @@
 -- What publishers call and what the broker keeps in the database. The schema `walcast` exists already.
 --
--- Two rules hold for every function here. Bodies name each function, operator, table and type with its
+-- Two rules hold for every function that publishers call. Bodies name each function, operator, table and type with its
 -- schema, so that no caller's search_path can redirect them (a SET clause would do the same, but costs a
 -- tenth of a short transaction). And bodies are readable by everybody in pg_proc, so they hold no secret.
 
--- One row: by which way published messages travel. Later versions know more ways than the WAL.
+-- One row: by which way published messages travel.
 CREATE TABLE walcast.settings (
-    one     boolean PRIMARY KEY DEFAULT true CHECK (one),
-    carry   text NOT NULL DEFAULT 'wal' CONSTRAINT carry_is_known_to_this_version CHECK (carry = 'wal')
+    one             boolean PRIMARY KEY DEFAULT true CHECK (one),
+    carry           text NOT NULL DEFAULT 'wal'
+                        CONSTRAINT carry_is_known_to_this_version CHECK (carry IN ('wal', 'outbox')),
+    -- How long one lane of the outbox is written to before the next is.
+    lane_seconds    integer NOT NULL DEFAULT 150 CHECK (lane_seconds BETWEEN 1 AND 86400)
 );
 INSERT INTO walcast.settings DEFAULT VALUES;
 
@@ -30,7 +33,20 @@ CREATE TABLE walcast.source (
     generation      uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     quiet_lsn       pg_lsn,
-    quiet_ordinal   bigint
+    quiet_ordinal   bigint,
+    -- By what the broker knows that a slot is still the one it left. All NULL until the broker has seen it.
+    --
+    -- The publication that it was made for. One that is dropped and made again under its old name has another
+    -- oid: for all that was written before, Postgres does not know it, so the slot has to be made again, too.
+    publication_oid oid,
+    -- Where the slot was moved to when `quiet_lsn` was written. Beyond that somebody else moved it.
+    quiet_upto      pg_lsn,
+    -- How far the broker has ever moved the slot of this generation, written down before it moves it. A slot beyond was
+    -- moved by somebody else, or is another one of the same name.
+    moved_upto      pg_lsn,
+    -- A broker that is to take over from the one that leads says so here; the leader looks, and lets go.
+    takeover_by     uuid,
+    takeover_at     timestamptz
 );
 
 -- What setup granted outside this schema, so that teardown takes back that and no more.
@@ -120,9 +136,16 @@ BEGIN
     RETURN (SELECT 'walcast:' OPERATOR(pg_catalog.||) k.key FROM walcast.key AS k);
 END $$;
 
+-- What the settings say, as constants: a plan that they are part of is made again when they are replaced, and planning
+-- reads the catalog as it is now. A function that reads the table would be folded into the plan by the snapshot of
+-- whoever plans, which may be older than the change.
+CREATE FUNCTION walcast.carry() RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT 'wal'::pg_catalog.text$$;
+CREATE FUNCTION walcast.lane_seconds() RETURNS integer LANGUAGE sql IMMUTABLE AS $$SELECT 150$$;
+
 -- Publishes `data` on `topic` when the transaction commits, and not if it is rolled back.
 CREATE FUNCTION walcast.publish(topic text, data jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+#variable_conflict use_variable
 DECLARE
     lsn pg_catalog.pg_lsn;
 BEGIN
@@ -138,14 +161,19 @@ BEGIN
         RAISE EXCEPTION 'walcast: the data of an event is not NULL' USING ERRCODE = '22023',
             HINT = 'Publish the JSON value ''null''::jsonb if the event has nothing to say.';
     END IF;
-    lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
-        topic OPERATOR(pg_catalog.||) E'\n' OPERATOR(pg_catalog.||) data::pg_catalog.text);
+    IF walcast.carry() OPERATOR(pg_catalog.=) 'outbox' THEN
+        INSERT INTO walcast.outbox (lane, topic, options, data) VALUES (walcast.lane(), topic, '', data);
+    ELSE
+        lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
+            topic OPERATOR(pg_catalog.||) E'\n' OPERATOR(pg_catalog.||) data::pg_catalog.text);
+    END IF;
 END $$;
 
 -- Stands in for pg_notify: the channel is one segment of a topic, the payload a JSON string, and the same
 -- pair arrives once however often a transaction sends it.
 CREATE FUNCTION walcast.notify(channel text, payload text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+#variable_conflict use_variable
 DECLARE
     topic   pg_catalog.text := channel;
     lsn     pg_catalog.pg_lsn;
@@ -162,9 +190,14 @@ BEGIN
             pg_catalog.octet_length(topic) USING ERRCODE = '22023',
             HINT = 'Characters that topics forbid count three times, percent-encoded.';
     END IF;
-    lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
-        topic OPERATOR(pg_catalog.||) E' once=1\n' OPERATOR(pg_catalog.||)
-        pg_catalog.to_json(COALESCE(payload, ''))::pg_catalog.text);
+    IF walcast.carry() OPERATOR(pg_catalog.=) 'outbox' THEN
+        INSERT INTO walcast.outbox (lane, topic, options, data)
+        VALUES (walcast.lane(), topic, ' once=1', pg_catalog.to_jsonb(COALESCE(payload, '')));
+    ELSE
+        lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
+            topic OPERATOR(pg_catalog.||) E' once=1\n' OPERATOR(pg_catalog.||)
+            pg_catalog.to_json(COALESCE(payload, ''))::pg_catalog.text);
+    END IF;
 END $$;
 
 -- Publishes once for all requests of one key, at the same time or within 24 hours: `published` for the
@@ -225,25 +258,57 @@ END $$;
 CREATE TRIGGER forget_key AFTER INSERT OR UPDATE OR DELETE ON walcast.key
     FOR EACH STATEMENT EXECUTE FUNCTION walcast.forget_key();
 
--- Nobody may do anything here but the owner; setup grants the rest. This takes back PUBLIC's EXECUTE and
--- whatever the database's default privileges gave away.
-DO $$
+CREATE FUNCTION walcast.settle_settings() RETURNS trigger
+LANGUAGE plpgsql AS $$
 DECLARE
-    revoke_all pg_catalog.text;
+    carry   pg_catalog.text;
+    seconds pg_catalog.int4;
+    planned pg_catalog.regprocedure;
+BEGIN
+    SELECT s.carry, s.lane_seconds INTO STRICT carry, seconds FROM walcast.settings AS s;
+    EXECUTE pg_catalog.format(
+        'CREATE OR REPLACE FUNCTION walcast.carry() RETURNS pg_catalog.text LANGUAGE sql IMMUTABLE AS %L',
+        pg_catalog.format('SELECT %L::pg_catalog.text', carry));
+    EXECUTE pg_catalog.format(
+        'CREATE OR REPLACE FUNCTION walcast.lane_seconds() RETURNS pg_catalog.int4 LANGUAGE sql IMMUTABLE AS %L',
+        pg_catalog.format('SELECT %s', seconds));
+    -- A changed function is planned again by every session.
+    FOR planned IN
+        SELECT p.oid FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace OPERATOR(pg_catalog.=) 'walcast'::pg_catalog.regnamespace
+            AND (p.proname OPERATOR(pg_catalog.=) ANY (ARRAY['publish', 'notify', 'lane']::pg_catalog.name[])
+                OR p.proname OPERATOR(pg_catalog.~) '^rows_')
+    LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s VOLATILE', planned);
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER settle_settings AFTER INSERT OR UPDATE ON walcast.settings
+    FOR EACH STATEMENT EXECUTE FUNCTION walcast.settle_settings();
+
+-- Takes back what PUBLIC and the database's default privileges were given on whatever is named so (a regular expression):
+-- nobody may do anything with it but the owner. Setup grants the rest.
+CREATE FUNCTION walcast.withhold(names text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    revoke_all text;
 BEGIN
     FOR revoke_all IN
         SELECT DISTINCT format('REVOKE ALL ON %s FROM %s', object,
             CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
         FROM (
-            SELECT 'TABLE ' || c.oid::regclass AS object, c.relowner AS owner,
-                coalesce(c.relacl, acldefault('r', c.relowner)) AS acl
-            FROM pg_class c WHERE c.relnamespace = 'walcast'::regnamespace AND c.relkind = 'r'
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS object,
+                c.relowner AS owner, coalesce(c.relacl, acldefault(
+                    CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner)) AS acl
+            FROM pg_class AS c
+            WHERE c.relnamespace = 'walcast'::regnamespace AND c.relkind IN ('r', 'p', 'S') AND c.relname ~ names
             UNION ALL
             SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
-            FROM pg_proc p WHERE p.pronamespace = 'walcast'::regnamespace
+            FROM pg_proc AS p WHERE p.pronamespace = 'walcast'::regnamespace AND p.proname ~ names
         ) AS objects, aclexplode(acl)
         WHERE grantee <> owner
     LOOP
         EXECUTE revoke_all;
     END LOOP;
 END $$;
+SELECT walcast.withhold('');

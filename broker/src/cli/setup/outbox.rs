@@ -24,11 +24,11 @@ const LANE_SECONDS: std::ops::RangeInclusive<u64> = 10..=86_400;
 pub(super) const FUNCTIONS: &[&str] = &[
     "walcast.outbox_start(text)",
     "walcast.outbox_ticks(bigint, integer)",
-    "walcast.outbox_rows(bigint, bigint, pg_snapshot, pg_snapshot, bigint, bigint, integer, bigint)",
+    "walcast.outbox_rows(bigint, bigint, pg_snapshot, pg_snapshot, bigint, integer, bigint)",
     "walcast.outbox_ask(uuid)",
     "walcast.outbox_lead(uuid, double precision)",
     "walcast.outbox_leave(bigint)",
-    "walcast.outbox_look(bigint, bigint, pg_snapshot, bigint, boolean, integer, bigint)",
+    "walcast.outbox_look(bigint, bigint, pg_snapshot, boolean, integer, bigint)",
     "walcast.outbox_trim(bigint, bigint, bigint, bigint)",
     "walcast.outbox_renew(text, bigint, boolean)",
 ];

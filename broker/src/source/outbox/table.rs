@@ -128,7 +128,7 @@ pub(super) async fn leave(client: &Client, held: i64) -> Result<(), Failure> {
 
 /// Ticks from `first` on.
 pub(super) async fn ticks(client: &Client, first: u64) -> Result<Vec<Tick>, Failure> {
-    const SQL: &str = "SELECT id, snapshot, low_id, made_us FROM walcast.outbox_ticks($1, $2)";
+    const SQL: &str = "SELECT id, snapshot, made_us FROM walcast.outbox_ticks($1, $2)";
     let first = first.cast_signed();
     let params: [(&(dyn ToSql + Sync), Type); 2] = [(&first, Type::INT8), (&TICKS_MAX, Type::INT4)];
     let rows = client.query_typed(SQL, &params).await.map_err(failed)?;
@@ -149,14 +149,13 @@ pub(super) async fn rows(
     after: i64,
 ) -> Result<Page, Failure> {
     const SQL: &str = "SELECT id, xid, topic, options, data, more
-        FROM walcast.outbox_rows($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot, $5, $6, $7, $8)";
+        FROM walcast.outbox_rows($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot, $5, $6, $7)";
     let base = seen.id.cast_signed();
-    let params: [(&(dyn ToSql + Sync), Type); 8] = [
+    let params: [(&(dyn ToSql + Sync), Type); 7] = [
         (&held, Type::INT8),
         (&base, Type::INT8),
         (&seen.text, Type::TEXT),
         (&upto.text, Type::TEXT),
-        (&seen.low_id, Type::INT8),
         (&after, Type::INT8),
         (&ROWS_MAX, Type::INT4),
         (&BYTES_MAX, Type::INT8),
@@ -167,14 +166,13 @@ pub(super) async fn rows(
 
 /// Makes the next tick behind `last` if there is anything new, or if it is `forced`.
 pub(super) async fn look(client: &Client, held: i64, last: &Tick, forced: bool) -> Result<Look, Failure> {
-    const SQL: &str = "SELECT id, xid, topic, options, data, more, done, snapshot, low_id, made_us
-        FROM walcast.outbox_look($1, $2, $3::text::pg_snapshot, $4, $5, $6, $7)";
+    const SQL: &str = "SELECT id, xid, topic, options, data, more, done, snapshot, made_us
+        FROM walcast.outbox_look($1, $2, $3::text::pg_snapshot, $4, $5, $6)";
     let before = last.id.cast_signed();
-    let params: [(&(dyn ToSql + Sync), Type); 7] = [
+    let params: [(&(dyn ToSql + Sync), Type); 6] = [
         (&held, Type::INT8),
         (&before, Type::INT8),
         (&last.text, Type::TEXT),
-        (&last.low_id, Type::INT8),
         (&forced, Type::BOOL),
         (&ROWS_MAX, Type::INT4),
         (&BYTES_MAX, Type::INT8),
@@ -210,8 +208,8 @@ pub(super) async fn renew(client: &Client, source: &str, held: i64, discard: boo
 
 fn tick(id: u64, row: &Row, from: usize) -> Result<Tick, Failure> {
     let text: &str = row.try_get(from).map_err(failed)?;
-    let (low_id, made_us) = (row.try_get(from + 1).map_err(failed)?, row.try_get(from + 2).map_err(failed)?);
-    Tick::new(id, text, low_id, made_us)
+    let made_us = row.try_get(from + 1).map_err(failed)?;
+    Tick::new(id, text, made_us)
         .ok_or_else(|| Failure::again(format!("the snapshot of tick {id} cannot be read: {text:?}")))
 }
 

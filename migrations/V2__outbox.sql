@@ -9,18 +9,11 @@
 -- clock, and a lane whose rows nobody needs any more is emptied as a whole. There is a lane for every time, so
 -- publishing never fails for want of one, also where no broker has run for months.
 
-ALTER TABLE walcast.settings
-    DROP CONSTRAINT carry_is_known_to_this_version,
-    ADD CONSTRAINT carry_is_known_to_this_version CHECK (carry IN ('wal', 'outbox')),
-    -- How long one lane is written to before the next is.
-    ADD COLUMN lane_seconds integer NOT NULL DEFAULT 150 CHECK (lane_seconds BETWEEN 1 AND 86400);
-
 -- No cache: whoever has seen what another transaction did draws a later id.
 CREATE SEQUENCE walcast.outbox_id CACHE 1;
 
 CREATE TABLE walcast.outbox (
     lane        smallint NOT NULL,
-    -- Before `id`, for it is drawn before: a transaction that a snapshot does not know yet draws later ids.
     xid         xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
     id          bigint NOT NULL DEFAULT pg_catalog.nextval('walcast.outbox_id'),
     -- Of a row's change: its table.
@@ -38,8 +31,6 @@ CREATE TABLE walcast.tick (
     lane        smallint NOT NULL,
     id          bigint NOT NULL,
     snapshot    pg_snapshot NOT NULL,
-    -- Whatever the snapshot does not know, and was not yet open, has a higher id.
-    low_id      bigint NOT NULL,
     made_at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) PARTITION BY LIST (lane);
 CREATE INDEX tick_in_order ON walcast.tick (id);
@@ -71,104 +62,12 @@ CREATE TABLE walcast.outbox_reader (
     quiet_ordinal   bigint NOT NULL
 );
 
--- What the settings say, as constants: a plan that they are part of is made again when they are replaced, and planning
--- reads the catalog as it is now. A function that reads the table would be folded into the plan by the snapshot of
--- whoever plans, which may be older than the change.
-CREATE FUNCTION walcast.carry() RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT 'wal'::pg_catalog.text$$;
-CREATE FUNCTION walcast.lane_seconds() RETURNS integer LANGUAGE sql IMMUTABLE AS $$SELECT 150$$;
-
 -- Which lane is written to now.
 CREATE FUNCTION walcast.lane() RETURNS smallint
 LANGUAGE sql VOLATILE AS $$
     SELECT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8
         OPERATOR(pg_catalog./) walcast.lane_seconds() OPERATOR(pg_catalog.%) 8)::pg_catalog.int2
 $$;
-
--- Publishes `data` on `topic` when the transaction commits, and not if it is rolled back.
-CREATE OR REPLACE FUNCTION walcast.publish(topic text, data jsonb) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
-#variable_conflict use_variable
-DECLARE
-    lsn pg_catalog.pg_lsn;
-BEGIN
-    -- Nearly every topic passes this quick test; the exact one takes longer.
-    IF (topic COLLATE pg_catalog."C" OPERATOR(pg_catalog.~)
-            '^[0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff][0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff.:@-]*'
-            '(?:/[0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff][0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff.:@-]*)*$'
-        AND pg_catalog.octet_length(topic) OPERATOR(pg_catalog.<=) 255) IS NOT TRUE
-    THEN
-        PERFORM walcast.check_topic(topic);
-    END IF;
-    IF data IS NULL THEN
-        RAISE EXCEPTION 'walcast: the data of an event is not NULL' USING ERRCODE = '22023',
-            HINT = 'Publish the JSON value ''null''::jsonb if the event has nothing to say.';
-    END IF;
-    IF walcast.carry() OPERATOR(pg_catalog.=) 'outbox' THEN
-        INSERT INTO walcast.outbox (lane, topic, options, data) VALUES (walcast.lane(), topic, '', data);
-    ELSE
-        lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
-            topic OPERATOR(pg_catalog.||) E'\n' OPERATOR(pg_catalog.||) data::pg_catalog.text);
-    END IF;
-END $$;
-
--- Stands in for pg_notify: the channel is one segment of a topic, the payload a JSON string, and the same
--- pair arrives once however often a transaction sends it.
-CREATE OR REPLACE FUNCTION walcast.notify(channel text, payload text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
-#variable_conflict use_variable
-DECLARE
-    topic   pg_catalog.text := channel;
-    lsn     pg_catalog.pg_lsn;
-BEGIN
-    IF channel IS NULL OR channel OPERATOR(pg_catalog.=) '' THEN
-        RAISE EXCEPTION 'walcast: a channel has at least one character' USING ERRCODE = '22023',
-            HINT = 'Call walcast.notify(channel, payload) as you would pg_notify.';
-    END IF;
-    IF channel COLLATE pg_catalog."C" OPERATOR(pg_catalog.!~) '^[0-9A-Za-z_\u00a1-\u167f\u3001-\U0010ffff:@-]+$' THEN
-        topic := walcast.encode_segment(channel);
-    END IF;
-    IF pg_catalog.octet_length(topic) OPERATOR(pg_catalog.>) 255 THEN
-        RAISE EXCEPTION 'walcast: the channel is too long: as a topic it has % bytes, at most 255 fit',
-            pg_catalog.octet_length(topic) USING ERRCODE = '22023',
-            HINT = 'Characters that topics forbid count three times, percent-encoded.';
-    END IF;
-    IF walcast.carry() OPERATOR(pg_catalog.=) 'outbox' THEN
-        INSERT INTO walcast.outbox (lane, topic, options, data)
-        VALUES (walcast.lane(), topic, ' once=1', pg_catalog.to_jsonb(COALESCE(payload, '')));
-    ELSE
-        lsn := pg_catalog.pg_logical_emit_message(true, walcast.message_prefix(),
-            topic OPERATOR(pg_catalog.||) E' once=1\n' OPERATOR(pg_catalog.||)
-            pg_catalog.to_json(COALESCE(payload, ''))::pg_catalog.text);
-    END IF;
-END $$;
-
-CREATE FUNCTION walcast.settle_settings() RETURNS trigger
-LANGUAGE plpgsql AS $$
-DECLARE
-    carry   pg_catalog.text;
-    seconds pg_catalog.int4;
-    planned pg_catalog.regprocedure;
-BEGIN
-    SELECT s.carry, s.lane_seconds INTO STRICT carry, seconds FROM walcast.settings AS s;
-    EXECUTE pg_catalog.format(
-        'CREATE OR REPLACE FUNCTION walcast.carry() RETURNS pg_catalog.text LANGUAGE sql IMMUTABLE AS %L',
-        pg_catalog.format('SELECT %L::pg_catalog.text', carry));
-    EXECUTE pg_catalog.format(
-        'CREATE OR REPLACE FUNCTION walcast.lane_seconds() RETURNS pg_catalog.int4 LANGUAGE sql IMMUTABLE AS %L',
-        pg_catalog.format('SELECT %s', seconds));
-    -- A changed function is planned again by every session.
-    FOR planned IN
-        SELECT p.oid FROM pg_catalog.pg_proc AS p
-        WHERE p.pronamespace OPERATOR(pg_catalog.=) 'walcast'::pg_catalog.regnamespace
-            AND (p.proname OPERATOR(pg_catalog.=) ANY (ARRAY['publish', 'notify', 'lane']::pg_catalog.name[])
-                OR p.proname OPERATOR(pg_catalog.~) '^rows_')
-    LOOP
-        EXECUTE pg_catalog.format('ALTER FUNCTION %s VOLATILE', planned);
-    END LOOP;
-    RETURN NULL;
-END $$;
-CREATE TRIGGER settle_settings AFTER INSERT OR UPDATE ON walcast.settings
-    FOR EACH STATEMENT EXECUTE FUNCTION walcast.settle_settings();
 
 -- The first tick: what was over by now is not an event. Whether there was none.
 CREATE FUNCTION walcast.outbox_begin() RETURNS boolean
@@ -177,8 +76,7 @@ BEGIN
     IF EXISTS (SELECT FROM walcast.outbox_reader) THEN
         RETURN false;
     END IF;
-    INSERT INTO walcast.tick (lane, id, snapshot, low_id)
-    SELECT walcast.lane(), 1, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
+    INSERT INTO walcast.tick (lane, id, snapshot) VALUES (walcast.lane(), 1, pg_current_snapshot());
     INSERT INTO walcast.outbox_reader (last, kept, quiet_tick, quiet_ordinal) VALUES (1, 1, 2, 0);
     RETURN true;
 END $$;
@@ -204,9 +102,9 @@ END $$;
 
 -- Ticks from `first` on, in order.
 CREATE FUNCTION walcast.outbox_ticks(first bigint, ticks_max integer)
-RETURNS TABLE (id bigint, snapshot text, low_id bigint, made_us bigint)
+RETURNS TABLE (id bigint, snapshot text, made_us bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
-    SELECT t.id, t.snapshot::text, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
+    SELECT t.id, t.snapshot::text, (date_part('epoch', t.made_at) * 1000000)::bigint
     FROM walcast.tick AS t WHERE t.id >= first ORDER BY t.id LIMIT ticks_max
 $$;
 
@@ -221,14 +119,12 @@ BEGIN
 END $$;
 
 -- Rows that the snapshot `upto` sees and `seen` does not, in the order of their ids, behind `after`: the same
--- whenever it is asked. `more`: there may be others behind them. `low` is that of the tick of `seen`, whose number is
--- `base`.
+-- whenever it is asked. `more`: there may be others behind them. `base` is the number of the tick of `seen`.
 --
 -- Few are found by their transactions. Of many, which come when no broker has read for long, a page must not cost what
 -- all of them do, so those are read by their ids. What is still open is never looked at: it may have a million rows.
 CREATE FUNCTION walcast.outbox_rows(
-    held bigint, base bigint, seen pg_snapshot, upto pg_snapshot, low bigint, after bigint, rows_max integer,
-    bytes_max bigint)
+    held bigint, base bigint, seen pg_snapshot, upto pg_snapshot, after bigint, rows_max integer, bytes_max bigint)
 RETURNS TABLE (id bigint, xid bigint, topic text, options text, data text, more boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
@@ -247,11 +143,12 @@ DECLARE
 BEGIN
     PERFORM walcast.require_read_committed();
     -- Not by the ids that were drawn when `seen` was made: a transaction above its xmax may have been open by then.
+    -- `+ 0`, or the planner walks through ids from the first one of all.
     IF many AND after = 0 THEN
         behind := least(
-            (SELECT min(o.id) - 1 FROM walcast.outbox AS o WHERE o.xid >= top AND o.xid < bottom),
+            (SELECT min(o.id + 0) - 1 FROM walcast.outbox AS o WHERE o.xid >= top AND o.xid < bottom),
             (SELECT min(f.id) - 1 FROM unnest(ended) AS u(xid) CROSS JOIN LATERAL
-                (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.id LIMIT 1) AS f));
+                (SELECT o.id FROM walcast.outbox AS o WHERE o.xid = u.xid ORDER BY o.xid, o.id LIMIT 1) AS f));
     END IF;
     RETURN QUERY
     SELECT t.id, t.xid::text::bigint, t.topic, t.options, t.told, t.more OR t.told_upto >= 4 * bytes_max
@@ -349,15 +246,14 @@ END $$;
 -- `forced`, it makes the next tick, provided that the caller still leads, and answers it with its first rows. The first
 -- line of the answer, without an id, says what was done: `lost` (somebody else leads), `quiet` or `tick`.
 CREATE FUNCTION walcast.outbox_look(
-    held bigint, before bigint, seen pg_snapshot, low bigint, forced boolean, rows_max integer, bytes_max bigint)
+    held bigint, before bigint, seen pg_snapshot, forced boolean, rows_max integer, bytes_max bigint)
 RETURNS TABLE (
     id bigint, xid bigint, topic text, options text, data text, more boolean,
-    done text, snapshot text, low_id bigint, made_us bigint)
+    done text, snapshot text, made_us bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    drawn   bigint := (SELECT s.last_value - 1 FROM walcast.outbox_id AS s);
     made    pg_snapshot;
 BEGIN
     PERFORM walcast.require_read_committed();
@@ -381,16 +277,14 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    INSERT INTO walcast.tick AS t (lane, id, snapshot, low_id)
-    VALUES (walcast.lane(), before + 1, pg_current_snapshot(), drawn)
-    RETURNING t.snapshot, t.low_id, (date_part('epoch', t.made_at) * 1000000)::bigint
-    INTO made, low_id, made_us;
+    INSERT INTO walcast.tick AS t (lane, id, snapshot) VALUES (walcast.lane(), before + 1, pg_current_snapshot())
+    RETURNING t.snapshot, (date_part('epoch', t.made_at) * 1000000)::bigint INTO made, made_us;
     done := 'tick';
     snapshot := made::text;
     RETURN NEXT;
     RETURN QUERY
-        SELECT r.*, NULL::text, NULL::text, NULL::bigint, NULL::bigint
-        FROM walcast.outbox_rows(held, before, seen, made, low, 0, rows_max, bytes_max) AS r;
+        SELECT r.*, NULL::text, NULL::text, NULL::bigint
+        FROM walcast.outbox_rows(held, before, seen, made, 0, rows_max, bytes_max) AS r;
 END $$;
 
 -- Whether a lane holds a row that the snapshot does not see, and others do.
@@ -485,35 +379,11 @@ BEGIN
         newest := (SELECT r.last FROM walcast.outbox_reader AS r) + 1;
         -- Waits for nobody: publishers would queue behind it.
         TRUNCATE walcast.outbox;
-        INSERT INTO walcast.tick (lane, id, snapshot, low_id)
-        SELECT walcast.lane(), newest, pg_current_snapshot(), s.last_value - 1 FROM walcast.outbox_id AS s;
+        INSERT INTO walcast.tick (lane, id, snapshot) VALUES (walcast.lane(), newest, pg_current_snapshot());
         UPDATE walcast.outbox_reader AS r
         SET last = newest, kept = newest, quiet_tick = newest + 1, quiet_ordinal = 0;
     END IF;
     RETURN true;
 END $$;
 
--- As at the end of the first migration: nobody may do anything with what is new here but the owner.
-DO $$
-DECLARE
-    revoke_all pg_catalog.text;
-BEGIN
-    FOR revoke_all IN
-        SELECT DISTINCT format('REVOKE ALL ON %s FROM %s', object,
-            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
-        FROM (
-            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS object,
-                c.relowner AS owner, coalesce(c.relacl, acldefault(
-                    CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner)) AS acl
-            FROM pg_class c WHERE c.relnamespace = 'walcast'::regnamespace AND c.relname ~ '^(outbox|tick)'
-                AND c.relkind IN ('r', 'p', 'S')
-            UNION ALL
-            SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
-            FROM pg_proc p WHERE p.pronamespace = 'walcast'::regnamespace
-                AND (p.proname ~ '^outbox_' OR p.proname IN ('carry', 'lane', 'lane_seconds', 'holds_new', 'lane_needed', 'require_read_committed', 'settle_settings'))
-        ) AS objects, aclexplode(acl)
-        WHERE grantee <> owner
-    LOOP
-        EXECUTE revoke_all;
-    END LOOP;
-END $$;
+SELECT walcast.withhold('^(outbox|tick|lane|holds_new|require_read_committed)');
