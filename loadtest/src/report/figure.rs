@@ -77,7 +77,7 @@ pub mod label {
     pub const ASKING: &str = "asking again";
     /// `storm`: all clients wait for one event, instead of each for one of its own.
     pub const ONE_TOPIC: &str = "one topic";
-    /// `commit`: a statement that tells nobody.
+    /// `commit` and `sources`: a statement that tells nobody.
     pub const NOOP: &str = "no-op";
     /// `commit`: a bare `pg_logical_emit_message`.
     pub const MESSAGE: &str = "pg_logical_emit_message";
@@ -85,11 +85,11 @@ pub mod label {
     pub const PUBLISH: &str = "walcast.publish";
     /// `commit`: the function that stands in for `pg_notify`.
     pub const STAND_IN: &str = "walcast.notify";
-    /// `commit`: what walcast replaces.
+    /// `commit` and `sources`: what walcast replaces.
     pub const NOTIFY: &str = "pg_notify";
     /// `commit`: the same while clients wait, through a broker.
     pub const PUBLISH_IN_USE: &str = "walcast.publish, clients wait";
-    /// `commit`: the same while clients listen.
+    /// `commit` and `sources`: the same while clients listen.
     pub const NOTIFY_IN_USE: &str = "pg_notify, clients listen";
     /// `sources`: the insert is all.
     pub const NOTHING: &str = "no second statement";
@@ -97,6 +97,10 @@ pub mod label {
     pub const PUBLISH_WAL: &str = "walcast.publish, wal";
     /// `sources`: the same by the outbox.
     pub const PUBLISH_OUTBOX: &str = "walcast.publish, outbox";
+    /// `sources`: the function by the write-ahead log while clients wait, through a broker.
+    pub const PUBLISH_WAL_IN_USE: &str = "walcast.publish, wal, clients wait";
+    /// `sources`: the same by the outbox.
+    pub const PUBLISH_OUTBOX_IN_USE: &str = "walcast.publish, outbox, clients wait";
     /// `sources`: a steady stream, delivered out of the write-ahead log.
     pub const WAL: &str = "wal";
     /// `sources`: the same out of the outbox.

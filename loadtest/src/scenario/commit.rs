@@ -89,30 +89,52 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
         // Their connections are needed again.
         writers.close().await;
         for method in IN_USE.filter(|method| notify || METHODS[*method].system != System::Listen) {
-            let system = METHODS[method].system;
-            let stand = lab.stand(system, Some(Transport::Ws), &Settings::clients(WAITING)).await?;
-            let writers = Writers::connect(&postgres, count, &METHODS).await?;
-            let crowd = stand.crowd(Clock::default(), WAITING, own_topic);
-            stand.waiting(&crowd).await?;
-            lab.doing(format!("{count} writers commit"));
-            writers.write(NOOP, slice).await?;
-            for _ in 0..rounds {
-                let settled = async || {
-                    // If it never comes, it is judged.
-                    crowd.until_delivered(writers.told(), QUIET).await;
-                    Ok(())
-                };
-                let played = round(Scenario::Commit, &postgres, &writers, &[method], slice, settled).await?;
-                runs.extend(played.into_iter().filter(|run| run.system == system));
-            }
-            let received = crowd.finish().await;
-            if let Some(last) = runs.last_mut() {
-                last.checks = last.checks.and(writers.judge(&received));
-                last.fault = received.fault;
-            }
-            writers.close().await;
+            let settings = Settings::clients(WAITING);
+            runs.extend(in_use(Scenario::Commit, lab, plan, &settings, &METHODS, method, count).await?);
         }
     }
     lab.stop_broker().await;
+    Ok(runs)
+}
+
+/// Plays one of `methods` by `count` writers while clients wait for what it tells, or listen. Of the `settings` is the
+/// broker.
+///
+/// # Errors
+/// There are too few connections, or a server went away.
+pub(super) async fn in_use(
+    scenario: Scenario,
+    lab: &mut Lab,
+    plan: &Plan,
+    settings: &Settings,
+    methods: &'static [Method],
+    method: usize,
+    count: usize,
+) -> Result<Vec<Run>, Error> {
+    let (slice, rounds) = measure(plan.quick, plan.seconds);
+    let system = methods[method].system;
+    let stand = lab.stand(system, Some(Transport::Ws), settings).await?;
+    let postgres = lab.postgres().await?;
+    let writers = Writers::connect(&postgres, count, methods).await?;
+    let crowd = stand.crowd(Clock::default(), WAITING, own_topic);
+    stand.waiting(&crowd).await?;
+    lab.doing(format!("{count} writers commit"));
+    writers.write(NOOP, slice).await?;
+    let mut runs = Vec::new();
+    for _ in 0..rounds {
+        let settled = async || {
+            // If it never comes, it is judged.
+            crowd.until_delivered(writers.told(), QUIET).await;
+            Ok(())
+        };
+        let played = round(scenario, &postgres, &writers, &[method], slice, settled).await?;
+        runs.extend(played.into_iter().filter(|run| run.system == system));
+    }
+    let received = crowd.finish().await;
+    if let Some(last) = runs.last_mut() {
+        last.checks = last.checks.and(writers.judge(&received));
+        last.fault = received.fault;
+    }
+    writers.close().await;
     Ok(runs)
 }

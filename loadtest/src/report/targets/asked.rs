@@ -195,6 +195,15 @@ pub(super) const TARGETS: &[Target] = &[
         },
     },
     Target {
+        what: "`sources`: walcast.publish by the outbox ÷ pg_notify, 32 writers, 100 wait",
+        limit: Limit::AtLeast(2.0),
+        unit: Unit::Ratio,
+        measured_by: "sources --clients 32 --peer listen",
+        compute: |all| {
+            single(source(all, 32, label::PUBLISH_OUTBOX_IN_USE, |run| run.figure(figure::RATIO_TO_NOTIFY)))
+        },
+    },
+    Target {
         what: "`sources`: p50 from publish to receipt by the outbox, 1,000 events/s",
         limit: Limit::AtMost(10_000.0),
         unit: Unit::Micros,

@@ -1,171 +1,112 @@
-//! What publishing costs a transaction, by each source, while its broker reads: slices as those of `commit`.
-//!
-//! One client waits for a mark behind each slice, which comes when all before it was read; what was published is
-//! read back from the broker at the end, so that checking it costs no slice anything.
+//! What publishing costs a transaction, by each source: slices as those of `commit`, first where no broker runs and nobody
+//! listens, then in use.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use walcast::postgres::Session;
 use walcast::source::SourceKind;
 
+use super::super::commit::in_use;
 use super::super::commit::slices::{DDL, Method, NOOP, measure, round};
 use super::super::commit::writers::{WAITING, Writers};
-use super::super::{Plan, median, own_topic};
-use super::{QUIET, judge, of_source};
+use super::super::{Plan, median};
+use super::of_source;
 use crate::Error;
-use crate::client::{Crowd, Manner};
-use crate::lab::{Lab, Postgres, Settings, Stand};
-use crate::latency::Clock;
+use crate::lab::{Lab, Settings};
 use crate::report::figure::{self, label};
-use crate::report::{Checks, Run, Scenario, System, Transport};
+use crate::report::{Run, Scenario, System};
 
 const PUBLISH: &str = "select walcast.publish($1::text, $2::text::jsonb)";
+const NOTIFY: &str = "select pg_notify($1::text, $2::text)";
 /// The first is what the others stand beside.
-const METHODS: [Method; 5] = [
+const METHODS: [Method; 8] = [
     Method { system: System::Postgres, name: label::NOOP, statement: Some("select 1") },
     Method { system: System::Postgres, name: label::NOTHING, statement: None },
-    Method {
-        system: System::Listen,
-        name: label::NOTIFY,
-        statement: Some("select pg_notify($1::text, $2::text)"),
-    },
+    Method { system: System::Listen, name: label::NOTIFY, statement: Some(NOTIFY) },
     Method { system: System::Walcast, name: label::PUBLISH_WAL, statement: Some(PUBLISH) },
     Method { system: System::Walcast, name: label::PUBLISH_OUTBOX, statement: Some(PUBLISH) },
+    Method { system: System::Listen, name: label::NOTIFY_IN_USE, statement: Some(NOTIFY) },
+    Method { system: System::Walcast, name: label::PUBLISH_WAL_IN_USE, statement: Some(PUBLISH) },
+    Method { system: System::Walcast, name: label::PUBLISH_OUTBOX_IN_USE, statement: Some(PUBLISH) },
 ];
-/// Without a broker.
-const NOTHING: usize = 1;
-const NOTIFY: usize = 2;
-/// With that of the source.
-const SOURCES: [(usize, SourceKind); 2] = [(3, SourceKind::Wal), (4, SourceKind::Outbox)];
+/// What is played while nobody waits, by which way publishers send meanwhile.
+const ALONE: [(&[usize], SourceKind); 2] = [(&[1, 2, 3], SourceKind::Wal), (&[4], SourceKind::Outbox)];
+/// What is played while clients wait, with a broker of this source.
+const IN_USE: [(usize, SourceKind); 3] =
+    [(5, SourceKind::Wal), (6, SourceKind::Wal), (7, SourceKind::Outbox)];
 
-/// Keeps all that is published until it is read back.
-const HISTORY_BYTES: u64 = 1 << 30;
-/// The topic of what stands behind each slice; no writer has it.
-const MARKS: &str = "settled";
-
-/// Plays it with each number of writers.
+/// Plays it with each number of writers; `pg_notify` only where LISTEN is a peer.
 pub(super) async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     // Leaves the table, and the functions that publish.
     lab.broker(&Settings { ddl: DDL.to_owned(), ..Settings::clients(0) }).await?;
     let mut runs = Vec::new();
     for count in &plan.clients {
-        let writers = lab.clients_for(System::Postgres, *count).await?;
-        if writers == 0 {
-            return Err(Error::missing("no connection is left for a writer; raise max_connections"));
+        lab.stop_broker().await;
+        let room = lab.clients_for(System::Postgres, count + WAITING as u64).await?;
+        let count = room.saturating_sub(WAITING);
+        if count == 0 {
+            return Err(Error::missing(format!(
+                "writers and {WAITING} listeners need a connection each, and {room} are left; raise \
+                 max_connections"
+            )));
         }
-        let mut played = alone(lab, plan, writers).await?;
-        for (method, source) in SOURCES {
-            played.extend(by(lab, plan, writers, method, source).await?);
+        let mut played = alone(lab, plan, count).await?;
+        for (method, source) in IN_USE.into_iter().filter(|(method, _)| asked_for(plan, *method)) {
+            let settings = of_source(source, WAITING);
+            played.extend(in_use(Scenario::Sources, lab, plan, &settings, &METHODS, method, count).await?);
         }
-        beside_notify(&mut played);
+        for (beside, of) in [
+            (label::NOTIFY, [label::PUBLISH_WAL, label::PUBLISH_OUTBOX]),
+            (label::NOTIFY_IN_USE, [label::PUBLISH_WAL_IN_USE, label::PUBLISH_OUTBOX_IN_USE]),
+        ] {
+            beside_notify(&mut played, beside, of);
+        }
         runs.extend(played);
     }
     Ok(runs)
 }
 
-/// What there is without walcast.
+fn asked_for(plan: &Plan, method: usize) -> bool {
+    METHODS[method].system != System::Listen || plan.peers.contains(&System::Listen)
+}
+
+/// Nobody reads what is published.
 async fn alone(lab: &mut Lab, plan: &Plan, count: usize) -> Result<Vec<Run>, Error> {
     let (slice, rounds) = measure(plan.quick, plan.seconds);
-    lab.stop_broker().await;
     lab.doing(format!("{count} writers commit"));
     let postgres = lab.postgres().await?;
+    let session = postgres.session().await?;
     let writers = Writers::connect(&postgres, count, &METHODS).await?;
-    let methods = match plan.peers.contains(&System::Listen) {
-        true => vec![NOTHING, NOTIFY],
-        false => vec![NOTHING],
-    };
     writers.write(NOOP, slice).await?;
     let mut runs = Vec::new();
     for _ in 0..rounds {
-        runs.extend(round(Scenario::Sources, &postgres, &writers, &methods, slice, async || Ok(())).await?);
-    }
-    writers.close().await;
-    Ok(runs)
-}
-
-/// Publishing by one source.
-async fn by(
-    lab: &mut Lab,
-    plan: &Plan,
-    count: usize,
-    method: usize,
-    source: SourceKind,
-) -> Result<Vec<Run>, Error> {
-    let (slice, rounds) = measure(plan.quick, plan.seconds);
-    let settings = Settings { history_bytes: Some(HISTORY_BYTES), ..of_source(source, WAITING) };
-    let stand = lab.stand(System::Walcast, Some(Transport::Ws), &settings).await?;
-    let postgres = lab.postgres().await?;
-    let writers = Writers::connect(&postgres, count, &METHODS).await?;
-    let marks = Marks::start(&stand, &postgres).await?;
-    lab.doing(format!("{count} writers publish by the {}", source.as_str()));
-    writers.write(NOOP, slice).await?;
-    // The first publishers of a schema that is new plan its functions, and all pages of its tables are new.
-    writers.write(method, slice).await?;
-    marks.settled().await?;
-    let mut runs = Vec::new();
-    for _ in 0..rounds {
-        let settled = async || marks.settled().await;
-        let played = round(Scenario::Sources, &postgres, &writers, &[method], slice, settled).await?;
-        runs.extend(played.into_iter().filter(|run| run.system == System::Walcast));
-    }
-    lab.doing("all is read back");
-    let manner = Manner { after: Some("earliest".to_owned()), ..Manner::default() };
-    let crowd = stand.crowd_that(&manner, Clock::default(), WAITING, own_topic);
-    stand.waiting(&crowd).await?;
-    crowd.until_delivered(writers.told(), QUIET).await;
-    let received = crowd.finish().await;
-    let marked = marks.finish().await;
-    if let Some(last) = runs.last_mut() {
-        last.checks = last.checks.and(writers.judge(&received)).and(marked.0);
-        last.fault = received.fault.or(marked.1);
-    }
-    writers.close().await;
-    Ok(runs)
-}
-
-/// Sets ours beside `pg_notify`.
-fn beside_notify(runs: &mut [Run]) {
-    let of = |run: &Run| run.figures.get(figure::RATIO_TO_NOOP).copied();
-    let notify = runs.iter().filter(|run| run.system == System::Listen).filter_map(of);
-    let notify = median(notify.collect());
-    // There is none if nobody asked for it.
-    for run in runs.iter_mut().filter(|run| run.system == System::Walcast && notify.is_finite()) {
-        if let Some(ratio) = of(run) {
-            run.figures.insert(figure::RATIO_TO_NOTIFY.to_owned(), ratio / notify);
+        for (methods, source) in ALONE {
+            let sql = "update walcast.settings set carry = $1";
+            session.execute(sql, &[&source.as_str()]).await.map_err(Error::sql("choose a source"))?;
+            let methods: Vec<_> = methods.iter().copied().filter(|method| asked_for(plan, *method)).collect();
+            let mut played =
+                round(Scenario::Sources, &postgres, &writers, &methods, slice, async || Ok(())).await?;
+            // The statement that does nothing is beside both.
+            if source == SourceKind::Outbox {
+                played.retain(|run| run.label.as_deref() != Some(label::NOOP));
+            }
+            runs.extend(played);
         }
     }
+    // Their connections are needed again.
+    writers.close().await;
+    session.close().await;
+    Ok(runs)
 }
 
-/// Marks behind slices, and the client that waits for them.
-struct Marks {
-    session: Session,
-    crowd: Crowd,
-    count: AtomicU32,
-}
-
-impl Marks {
-    async fn start(stand: &Stand, postgres: &Postgres) -> Result<Self, Error> {
-        let crowd = stand.crowd(Clock::default(), 1, |_| MARKS.to_owned());
-        stand.waiting(&crowd).await?;
-        Ok(Self { session: postgres.session().await?, crowd, count: AtomicU32::new(0) })
-    }
-
-    /// Waits until the broker has read all that was committed before.
-    async fn settled(&self) -> Result<(), Error> {
-        let mark = self.count.fetch_add(1, Ordering::Relaxed);
-        let payload = format!(r#"{{"seq": {mark}}}"#);
-        let done = self.session.execute(PUBLISH, &[&MARKS, &payload]).await;
-        done.map_err(Error::sql("publish a mark"))?;
-        // If it never comes, it is judged.
-        self.crowd.until_delivered(u64::from(mark) + 1, QUIET).await;
-        Ok(())
-    }
-
-    /// All marks came, in order; and if the client failed, why.
-    async fn finish(self) -> (Checks, Option<String>) {
-        let received = self.crowd.finish().await;
-        self.session.close().await;
-        let count = self.count.load(Ordering::Relaxed);
-        (judge(&received, std::slice::from_ref(&(0..count))), received.fault)
+/// Sets ours beside `pg_notify` under the same circumstances.
+fn beside_notify(runs: &mut [Run], notify: &str, ours: [&str; 2]) {
+    let figure = |run: &Run| run.figures.get(figure::RATIO_TO_NOOP).copied();
+    let notify = runs.iter().filter(|run| run.label.as_deref() == Some(notify)).filter_map(figure);
+    let notify = median(notify.collect());
+    // There is none if nobody asked for it.
+    for run in runs.iter_mut().filter(|_| notify.is_finite()) {
+        if run.label.as_deref().is_some_and(|label| ours.contains(&label))
+            && let Some(ratio) = figure(run)
+        {
+            run.figures.insert(figure::RATIO_TO_NOTIFY.to_owned(), ratio / notify);
+        }
     }
 }
