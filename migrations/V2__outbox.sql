@@ -306,9 +306,9 @@ BEGIN
 END $$;
 
 -- Nobody needs what the tick `kept` sees: writes that down, and empties the lanes that hold nothing else. How many
--- still hold any; NULL where the caller does not lead. Never waits for a lock.
-CREATE FUNCTION walcast.outbox_trim(held bigint, kept bigint, quiet_tick bigint, quiet_ordinal bigint)
-RETURNS integer
+-- still hold any, and what all of them take on disk; NULL where the caller does not lead. Never waits for a lock.
+CREATE FUNCTION walcast.outbox_trim(
+    held bigint, kept bigint, quiet_tick bigint, quiet_ordinal bigint, OUT holding integer, OUT bytes bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET lock_timeout = '50ms' AS $$
 #variable_conflict use_variable
@@ -317,7 +317,6 @@ DECLARE
     now     integer := walcast.lane();
     filled  boolean;
     needed  boolean;
-    holding integer := 0;
 BEGIN
     PERFORM walcast.require_read_committed();
     PERFORM set_config('synchronous_commit', 'local', true);
@@ -325,8 +324,9 @@ BEGIN
     SET kept = kept, quiet_tick = quiet_tick, quiet_ordinal = quiet_ordinal
     WHERE r.token = held AND r.leads_until > clock_timestamp() AND r.kept <= kept;
     IF NOT FOUND THEN
-        RETURN NULL;
+        RETURN;
     END IF;
+    holding := 0;
     SELECT t.snapshot INTO STRICT seen FROM walcast.tick AS t WHERE t.id = kept;
     FOR lane IN 0..7 LOOP
         EXECUTE format('SELECT EXISTS (SELECT FROM walcast.outbox_%s)', lane) INTO filled;
@@ -356,7 +356,8 @@ BEGIN
             NULL;
         END;
     END LOOP;
-    RETURN holding;
+    bytes := (SELECT sum(pg_total_relation_size(i.inhrelid)) FROM pg_inherits AS i
+        WHERE i.inhparent IN ('walcast.outbox'::regclass, 'walcast.tick'::regclass));
 END $$;
 
 -- The number line ends, and another begins with the next tick. `discard`: also all events, since their transactions are

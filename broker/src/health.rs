@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::facts::SourceFacts;
+use crate::telemetry;
 
 /// Slots that were not looked at for longer, three times the longest pause between two looks, are in nobody's care.
 const LOOKED_MAX: Duration = Duration::from_secs(15);
@@ -103,7 +104,7 @@ impl Health {
     pub fn well(&self, part: Part) {
         self.inner.lock().unwell.remove(&part);
         if part == Part::Lease {
-            self.standing_by.send_replace(false);
+            self.stands_by(false);
         }
     }
 
@@ -112,9 +113,14 @@ impl Health {
         let reason = reason.into();
         let old = self.inner.lock().unwell.insert(part, reason.clone());
         if part == Part::Lease {
-            self.standing_by.send_replace(true);
+            self.stands_by(true);
         }
         old.is_none_or(|old| old != reason)
+    }
+
+    fn stands_by(&self, stands_by: bool) {
+        self.standing_by.send_replace(stands_by);
+        metrics::gauge!(telemetry::LEADS).set(f64::from(u8::from(!stands_by)));
     }
 
     /// Whether another broker has the lease, so that nothing comes here.

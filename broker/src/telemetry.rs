@@ -5,6 +5,7 @@
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
@@ -100,6 +101,12 @@ fn recorder() -> PrometheusBuilder {
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// Now, as metrics that hold a time have it.
+#[must_use]
+pub fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
 /// Declares each metric once: kind, constant, name, and what it counts, which `/metrics` repeats.
 macro_rules! declare {
     ($($kind:ident $constant:ident = $name:literal, $meaning:literal;)*) => {
@@ -138,6 +145,12 @@ declare! {
     counter OUTBOX_ROWS_TOTAL = "walcast_outbox_rows_total", "rows of the outbox that were read";
     counter OUTBOX_UNREADABLE_TOTAL = "walcast_outbox_unreadable_rows_total",
         "rows of the outbox that are not what our triggers write, and were left out; label table";
+    gauge OUTBOX_LOOKED = "walcast_outbox_looked_timestamp_seconds",
+        "when all that is visible in the outbox was read and handed on, since 1970; label source";
+    gauge OUTBOX_LANES = "walcast_outbox_lanes", "lanes of the outbox that hold rows, of eight; label source";
+    gauge OUTBOX_BYTES = "walcast_outbox_bytes",
+        "what the outbox takes on the server's disk, with indexes; label source";
+    gauge LEADS = "walcast_leads", "1 on the broker that reads the source, 0 on one that stands by";
     gauge SLOT_STATUS = "walcast_slot_status",
         "whether a slot's WAL is there: 0 reserved, 1 extended, 2 unreserved, 3 lost; labels source, slot";
     gauge SLOT_SAFE_BYTES = "walcast_slot_safe_bytes",

@@ -192,6 +192,11 @@ async fn what_nobody_needs_is_let_go_of_and_leaves_no_dead_rows() {
     println!("{events} events: {empty} bytes at first, {largest} at most, {left} in the end");
     // Ticks stay for longer, and they are small.
     assert!(left < empty + (1 << 20), "{left} bytes are left of {largest}");
+    let gauge = async |name: &str| {
+        broker.metric(&format!("walcast_outbox_{name}{{source=\"outbox_trim_outbox\"}}")).await
+    };
+    until("it is known that no row is left", async || gauge("lanes").await == 0.0).await;
+    assert!(gauge("bytes").await >= empty as f64 && gauge("looked_timestamp_seconds").await > 1.7e9);
 }
 
 #[tokio::test]
@@ -355,7 +360,7 @@ async fn a_lease_is_one_brokers_and_only_who_holds_it_makes_ticks() {
     let second = lead(2, 600.0).await;
     assert!(second.parse::<i64>().unwrap() > first.parse::<i64>().unwrap());
     assert_eq!((look(&first).await.as_str(), look(&second).await.as_str()), ("lost", "tick"));
-    let trim = format!("SELECT walcast.outbox_trim({first}, 1, 2, 0)");
+    let trim = format!("SELECT holding FROM walcast.outbox_trim({first}, 1, 2, 0)");
     assert_eq!(value_of(sql, &trim).await, "", "who lost the lease lets go of nothing");
     // Of two that look at the same time, the second finds the tick made.
     let stale = format!("SELECT done FROM walcast.outbox_look({second}, 1, '1:1:', true, 10, 1000) LIMIT 1");

@@ -36,7 +36,7 @@ mod record;
 mod table;
 mod tick;
 
-use reader::{Kept, Lease, Reader, answer};
+use reader::{Gauges, Kept, Lease, Reader, answer};
 use record::Records;
 use table::{Held, Standing};
 use tick::Tick;
@@ -135,6 +135,7 @@ impl Outbox {
         let (ask, asked) = mpsc::channel(1);
         let stop = CancellationToken::new();
         let reader = Reader {
+            gauges: Gauges::of(&self.config.slot),
             session,
             lease,
             poll_max: self.config.poll_max,

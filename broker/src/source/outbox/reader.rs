@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics::{Gauge, gauge};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -66,9 +67,30 @@ pub(super) struct Kept {
     pub(super) quiet_from: Position,
 }
 
+/// What is measured of one source.
+#[derive(Debug)]
+pub(super) struct Gauges {
+    looked: Gauge,
+    lanes: Gauge,
+    bytes: Gauge,
+}
+
+impl Gauges {
+    /// Of the source of this name.
+    pub(super) fn of(source: &str) -> Self {
+        let gauge = |name: &'static str| gauge!(name, telemetry::LABEL_SOURCE => source.to_owned());
+        Self {
+            looked: gauge(telemetry::OUTBOX_LOOKED),
+            lanes: gauge(telemetry::OUTBOX_LANES),
+            bytes: gauge(telemetry::OUTBOX_BYTES),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Reader {
+    pub(super) gauges: Gauges,
     pub(super) session: Session,
     pub(super) lease: Lease,
     pub(super) poll_max: Duration,
@@ -137,6 +159,7 @@ impl Reader {
                 }
             }
             late = false;
+            self.gauges.looked.set(telemetry::unix_seconds());
             if let Some(asked) = asked.take() {
                 // Nobody there any more: nobody needs it.
                 let _ = asked.send(self.last.end());
@@ -309,8 +332,10 @@ impl Reader {
             return Ok(());
         }
         let quiet = (quiet_from.major, quiet_from.ordinal);
-        self.holding = answer(table::trim(&self.session, self.lease.token, tick, quiet)).await?;
-        (self.kept, self.trimmed) = (kept, Some(now));
+        let left = answer(table::trim(&self.session, self.lease.token, tick, quiet)).await?;
+        self.gauges.lanes.set(f64::from(left.lanes));
+        self.gauges.bytes.set(left.bytes as f64);
+        (self.kept, self.trimmed, self.holding) = (kept, Some(now), left.lanes > 0);
         Ok(())
     }
 }

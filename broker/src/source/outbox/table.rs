@@ -186,16 +186,26 @@ pub(super) async fn look(client: &Client, held: i64, last: &Tick, forced: bool) 
     }
 }
 
+/// What is left of rows and ticks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    /// Lanes that hold rows.
+    pub(super) lanes: i32,
+    /// What all lanes take on disk, with their indexes.
+    pub(super) bytes: i64,
+}
+
 /// Nobody needs what the tick `kept` sees, and nothing was published between `quiet` and the tick behind it.
-/// Whether rows are left.
-pub(super) async fn trim(client: &Client, held: i64, kept: u64, quiet: (u64, u64)) -> Result<bool, Failure> {
-    const SQL: &str = "SELECT walcast.outbox_trim($1, $2, $3, $4)";
+pub(super) async fn trim(client: &Client, held: i64, kept: u64, quiet: (u64, u64)) -> Result<Left, Failure> {
+    const SQL: &str = "SELECT holding, bytes FROM walcast.outbox_trim($1, $2, $3, $4)";
     let (kept, quiet) = (kept.cast_signed(), (quiet.0.cast_signed(), quiet.1.cast_signed()));
     let params: [(&(dyn ToSql + Sync), Type); 4] =
         [(&held, Type::INT8), (&kept, Type::INT8), (&quiet.0, Type::INT8), (&quiet.1, Type::INT8)];
     let row = client.query_typed_one(SQL, &params).await.map_err(failed)?;
-    let holding: Option<i32> = row.try_get(0).map_err(failed)?;
-    Ok(holding.ok_or_else(lost)? > 0)
+    let lanes: Option<i32> = row.try_get(0).map_err(failed)?;
+    let bytes: Option<i64> = row.try_get(1).map_err(failed)?;
+    let (lanes, bytes) = lanes.zip(bytes).ok_or_else(lost)?;
+    Ok(Left { lanes, bytes })
 }
 
 /// Begins another number line; `discard`: also what is written, since another server numbered its transactions.
