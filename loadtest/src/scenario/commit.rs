@@ -71,14 +71,7 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
         ALONE.filter(|method| notify || METHODS[*method].system != System::Listen).collect();
     for count in &plan.clients {
         lab.stop_broker().await;
-        let room = lab.clients_for(System::Postgres, count + WAITING as u64).await?;
-        let count = room.saturating_sub(WAITING);
-        if count == 0 {
-            return Err(Error::missing(format!(
-                "writers and {WAITING} listeners need a connection each, and {room} are left; raise \
-                 max_connections"
-            )));
-        }
+        let count = room(lab, *count).await?;
         let writers = Writers::connect(&postgres, count, &METHODS).await?;
         lab.doing(format!("{count} writers commit"));
         writers.write(NOOP, slice).await?;
@@ -95,6 +88,20 @@ pub async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> {
     }
     lab.stop_broker().await;
     Ok(runs)
+}
+
+/// How many of `count` writers the server has room for, beside those who listen.
+///
+/// # Errors
+/// For none.
+pub(super) async fn room(lab: &mut Lab, count: u64) -> Result<usize, Error> {
+    let room = lab.clients_for(System::Postgres, count + WAITING as u64).await?;
+    match room.saturating_sub(WAITING) {
+        0 => Err(Error::missing(format!(
+            "writers and {WAITING} listeners need a connection each, and {room} are left; raise max_connections"
+        ))),
+        count => Ok(count),
+    }
 }
 
 /// Plays one of `methods` by `count` writers while clients wait for what it tells, or listen. Of the `settings` is the

@@ -3,9 +3,9 @@
 
 use walcast::source::SourceKind;
 
-use super::super::commit::in_use;
 use super::super::commit::slices::{DDL, Method, NOOP, measure, round};
 use super::super::commit::writers::{WAITING, Writers};
+use super::super::commit::{in_use, room};
 use super::super::{Plan, median};
 use super::of_source;
 use crate::Error;
@@ -39,14 +39,7 @@ pub(super) async fn play(lab: &mut Lab, plan: &Plan) -> Result<Vec<Run>, Error> 
     let mut runs = Vec::new();
     for count in &plan.clients {
         lab.stop_broker().await;
-        let room = lab.clients_for(System::Postgres, count + WAITING as u64).await?;
-        let count = room.saturating_sub(WAITING);
-        if count == 0 {
-            return Err(Error::missing(format!(
-                "writers and {WAITING} listeners need a connection each, and {room} are left; raise \
-                 max_connections"
-            )));
-        }
+        let count = room(lab, *count).await?;
         let mut played = alone(lab, plan, count).await?;
         for (method, source) in IN_USE.into_iter().filter(|(method, _)| asked_for(plan, *method)) {
             let settings = of_source(source, WAITING);
