@@ -37,6 +37,8 @@ pub enum Cell {
     Null,
     /// A stored-out-of-line value (TOAST) that the update left as it was; Postgres does not send it.
     Unchanged,
+    /// Too large to be sent.
+    Omitted,
     /// The text form.
     Text(Bytes),
 }

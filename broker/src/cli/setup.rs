@@ -11,6 +11,8 @@ mod plan;
 mod preconditions;
 mod print;
 pub(crate) mod statements;
+mod trigger_body;
+mod trigger_limit;
 mod triggers;
 
 use std::io::Write;

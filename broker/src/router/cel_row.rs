@@ -68,7 +68,7 @@ impl<'a> CelRow<'a> {
                 Ok(convert(kind.map_or(&ValueKind::Text, |column| &column.kind), text).into())
             }
             // Not "no such key": `has()` would call that false.
-            Seen::Unchanged | Seen::NotSent | Seen::Absent => {
+            Seen::Unchanged | Seen::Omitted | Seen::NotSent | Seen::Absent => {
                 self.columns.unknown.store(true, Ordering::Relaxed);
                 Err(ExecutionError::InternalError("the column was not sent".into()))
             }

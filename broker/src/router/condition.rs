@@ -27,7 +27,7 @@ pub(super) enum Verdict {
     Holds,
     /// False.
     Fails,
-    /// It depends on a cell that Postgres did not send.
+    /// It depends on a cell that was not sent.
     Unknown,
     /// Counts as false; why, and a detail that holds no value of the row.
     Broken(Reason, String),

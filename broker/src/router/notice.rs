@@ -19,6 +19,7 @@ pub(super) enum Reason {
     Null,
     Empty,
     Unchanged,
+    Omitted,
     NotSent,
     Absent,
     TooLong,
@@ -41,6 +42,7 @@ impl Reason {
             Self::Null => "null",
             Self::Empty => "empty",
             Self::Unchanged => "unchanged",
+            Self::Omitted => "omitted",
             Self::NotSent => "not_sent",
             Self::Absent => "absent",
             Self::TooLong => "too_long",
@@ -64,6 +66,7 @@ impl Reason {
             Self::Unchanged => {
                 "a column of the topic is stored out of line and was not sent: set REPLICA IDENTITY FULL"
             }
+            Self::Omitted => "a column of the topic was too large to be sent: the row has no topic",
             Self::NotSent => {
                 "a column of the topic is not in the replica identity: deleted rows have no topic; set \
                  REPLICA IDENTITY FULL"
@@ -74,7 +77,10 @@ impl Reason {
             Self::Truncate => "TRUNCATE has no topic, because the template names columns",
             Self::WhenError => "`when` could not be evaluated and counts as false",
             Self::WhenNotBool => "`when` is neither true nor false and counts as false",
-            Self::TooLarge => "an event exceeds event_bytes_max and carries its key only",
+            Self::TooLarge => {
+                "an event exceeds event_bytes_max and carries its key only, or a trigger left columns out: `omitted` names \
+                 what is missing"
+            }
             Self::ColumnAbsent => "a published column did not exist when the row was written",
             Self::NoLineBreak => "a message has no first line and is dropped",
             Self::BadTopic => "a message has no valid topic and is dropped",

@@ -56,6 +56,7 @@ pub(super) fn write(
     for field in &binding.fields {
         match row.cell(field.index) {
             Seen::Unchanged => unchanged.push(Arc::clone(&field.name)),
+            Seen::Omitted => omitted.push(Arc::clone(&field.name)),
             Seen::Null | Seen::Text(_) if !extent.holds(field) => omitted.push(Arc::clone(&field.name)),
             _ => {}
         }
@@ -71,7 +72,7 @@ fn object(binding: &Binding, row: &RowView<'_>, extent: Extent, bytes_max: usize
         let text = match row.cell(field.index) {
             Seen::Text(text) => Some(text),
             Seen::Null => None,
-            Seen::Unchanged | Seen::NotSent | Seen::Absent => continue,
+            Seen::Unchanged | Seen::Omitted | Seen::NotSent | Seen::Absent => continue,
         };
         // JSON is at least half as long as the text (bytea in hex shrinks most), so a value that cannot
         // fit is not even written: one large row must not take a multiple of its size in memory.

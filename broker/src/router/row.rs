@@ -22,6 +22,8 @@ pub(super) enum Seen<'a> {
     Text(&'a [u8]),
     /// Stored out of line and left as it was.
     Unchanged,
+    /// Too large to be sent.
+    Omitted,
     /// Outside the replica identity of an old row.
     NotSent,
     /// The row has no such column.
@@ -66,6 +68,7 @@ impl<'a> RowView<'a> {
                 }
             }
             (Some(Cell::Unchanged), _) => Seen::Unchanged,
+            (Some(Cell::Omitted), _) => Seen::Omitted,
         }
     }
 }

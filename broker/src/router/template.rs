@@ -119,6 +119,7 @@ impl Template {
                 }
                 Seen::Null => Err(Reason::Null),
                 Seen::Unchanged => Err(Reason::Unchanged),
+                Seen::Omitted => Err(Reason::Omitted),
                 Seen::NotSent => Err(Reason::NotSent),
                 Seen::Absent => Err(Reason::Absent),
             }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use walcast_client::Transport;
 
-use crate::broker::{Broker, MARK};
+use crate::broker::{Broker, MARK, Way};
 
 #[tokio::test]
 async fn odd_values_in_a_topic_are_encoded_or_counted() {
@@ -182,4 +182,45 @@ async fn a_table_may_change_under_the_stream() {
     )
     .await;
     check("INSERT INTO other VALUES (2)", &[json!({"id": 2})]).await;
+}
+
+#[tokio::test]
+async fn what_a_trigger_leaves_out_is_named() {
+    let ddl = "CREATE TABLE large (id int PRIMARY KEY, t text, b bytea, j jsonb, note text);
+        CREATE TABLE wide (id int, t text, note text); ALTER TABLE wide REPLICA IDENTITY FULL";
+    let rules = "[[table]]\nname = 'public.large'\ntopic = 'row/{id}'\n
+        [[table]]\nname = 'public.wide'\ntopic = 'wide/{id}'\n";
+    let broker = Way::Outbox.start("rows_large", ddl, rules).await;
+    let mut all = broker.follow(Transport::Sse, &["row/*", "wide/*", MARK]).await;
+    let mut check = async |sql: &str, expected: &[(&str, Value, &str)]| {
+        broker.run(sql).await;
+        let events = broker.rest(&mut all).await;
+        let seen: Vec<_> = events
+            .iter()
+            .map(|event| (event.topic.as_str(), event.data.clone(), event.omitted.join(" ")))
+            .collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(topic, data, omitted)| (*topic, data.clone(), (*omitted).to_owned()))
+            .collect();
+        assert_eq!(seen, expected, "{sql}");
+    };
+    let small = |note: &str| json!({"id": 1, "b": "AA==", "j": [1], "note": note});
+    let insert = "INSERT INTO large VALUES (1, repeat('x', 9437184), '\\x00', '[1]', NULL); UPDATE large SET note = 'n'";
+    let mut first = small("");
+    first["note"] = Value::Null;
+    check(insert, &[("row/1", first, "t"), ("row/1", small("n"), "t")]).await;
+    let more =
+        "UPDATE large SET t = 't', b = decode(repeat('00', 5242880), 'hex'); UPDATE large SET b = NULL,
+        j = to_jsonb(repeat('x', 9437184)); UPDATE large SET j = '{}'; DELETE FROM large";
+    let expected = [
+        ("row/1", json!({"id": 1, "t": "t", "j": [1], "note": "n"}), "b"),
+        ("row/1", json!({"id": 1, "t": "t", "b": null, "note": "n"}), "j"),
+        ("row/1", json!({"id": 1, "t": "t", "b": null, "j": {}, "note": "n"}), ""),
+        ("row/1", json!({"id": 1}), ""),
+    ];
+    check(more, &expected).await;
+    let wide = "INSERT INTO wide VALUES (1, repeat('x', 9437184), 'n'); UPDATE wide SET note = 'm'; DELETE FROM wide";
+    let row = |note: &str| ("wide/1", json!({"id": 1, "note": note}), "t");
+    check(wide, &[row("n"), row("m"), row("m")]).await;
 }

@@ -1,7 +1,7 @@
 //! The triggers that write the rows of published tables to the outbox: what they are to be, and what there is.
 //!
-//! Each table has a function of its own, for columns are named in it and not looked up for each row. It must never
-//! make the application's statement fail, so where the table is no longer what setup saw, rows are sent as they are.
+//! Each table has a function of its own, for columns are named in it and not looked up for each row; what it does is
+//! [`super::trigger_body`]'s. This must never drop or change what is not ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 
 use super::PublishedTable;
 use super::statements::{self, dollar_quoted, ident, literal};
+use super::trigger_body::{Field, Shape};
 use crate::postgres::RENDERING;
 
 /// A schema and a name in it, both unquoted.
@@ -35,15 +36,8 @@ pub(super) struct Wanted {
     schema: String,
     name: String,
     /// What a row is made of, in order.
-    fields: Vec<(String, Sent)>,
+    fields: Vec<Field>,
     arguments: Arguments,
-}
-
-/// Whether a field is a column that is sent. Generated ones are not, as by the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    Yes,
-    No,
 }
 
 /// What a broker reads of a trigger to tell whether it still fits the rule and the table.
@@ -94,6 +88,10 @@ const TABLE: &str = "
     SELECT c.relreplident = 'f', ARRAY(
             SELECT a.attname::text FROM pg_attribute AS a
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+        ARRAY(SELECT a.atttypid FROM pg_attribute AS a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+        ARRAY(SELECT a.attname::text FROM pg_attribute AS a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attlen < 0),
         ARRAY(SELECT a.attname::text FROM pg_attribute AS a
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> ''),
         ARRAY(SELECT a.attname::text
@@ -154,8 +152,11 @@ impl Wanted {
     pub(super) async fn read(client: &Client, table: &PublishedTable) -> Result<Self, tokio_postgres::Error> {
         let quoted = statements::table(&table.schema, &table.name);
         let row = client.query_typed_one(TABLE, &[(&quoted, Type::TEXT)]).await?;
-        let (full, all): (bool, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
-        let (generated, key): (Vec<String>, Vec<String>) = (row.try_get(2)?, row.try_get(3)?);
+        let (full, all, types): (bool, Vec<String>, Vec<u32>) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (long, generated, key): (Vec<String>, Vec<String>, Vec<String>) =
+            (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+        let types: BTreeMap<_, _> = all.iter().cloned().zip(types).collect();
         let columns = table.columns.clone().map(|mut columns| {
             for column in &key {
                 if !columns.contains(column) && !generated.contains(column) {
@@ -164,14 +165,18 @@ impl Wanted {
             }
             columns
         });
-        let sent = |name: String| {
-            let sent = if generated.contains(&name) { Sent::No } else { Sent::Yes };
-            (name, sent)
+        let field = |name: String| Field {
+            published: !generated.contains(&name),
+            key: full || key.contains(&name),
+            long: long.contains(&name),
+            // A column that is not there fails when it is named, whatever its type.
+            kind: types.get(&name).copied().unwrap_or_default(),
+            name,
         };
         Ok(Self {
             schema: table.schema.clone(),
             name: table.name.clone(),
-            fields: columns.clone().unwrap_or(all).into_iter().map(sent).collect(),
+            fields: columns.clone().unwrap_or(all).into_iter().map(field).collect(),
             arguments: Arguments { columns, key, full },
         })
     }
@@ -237,109 +242,10 @@ impl Wanted {
         ]
     }
 
-    /// `row` as a literal, with only its key where `key_only`.
-    fn row(&self, row: &str, key_only: bool) -> String {
-        let fields = self.fields.iter().map(|(name, sent)| {
-            let shown = !key_only || *sent == Sent::Yes && self.is_key(name);
-            if shown { format!("{row}.{}", ident(name)) } else { "NULL".to_owned() }
-        });
-        format!("ROW({})", fields.collect::<Vec<_>>().join(", "))
-    }
-
-    fn is_key(&self, name: &str) -> bool {
-        self.arguments.full || self.arguments.key.iter().any(|key| key == name)
-    }
-
-    /// What the function does. A table's row is never cast, for its owner may have made a cast that is a function of his
-    /// own, and it would run with the rights of ours. (A record is written by its columns' output functions, and those
-    /// only a superuser makes.)
     fn body(&self) -> String {
-        let topic = literal(&format!("{}.{}", self.schema, self.name));
-        let full = self.arguments.full;
-        let columns: Vec<_> = self
-            .fields
-            .iter()
-            .map(|(name, sent)| match sent {
-                Sent::Yes => format!(
-                    "jsonb_build_array({}, pg_typeof(NEW.{})::pg_catalog.oid::pg_catalog.int8, {})",
-                    literal(name),
-                    ident(name),
-                    self.is_key(name)
-                ),
-                Sent::No => "NULL".to_owned(),
-            })
-            .collect();
-        let columns = columns.join(",\n            ");
-        let key = |row: &str| {
-            let fields = self.arguments.key.iter().map(|name| format!("{row}.{}", ident(name)));
-            format!("ROW({})", fields.collect::<Vec<_>>().join(", "))
-        };
-        let moved = if full {
-            String::new()
-        } else {
-            format!(" AND record_image_ne({}, {})", key("OLD"), key("NEW"))
-        };
-        // A column that was added is not among those that are named, so the whole is compared.
-        let whole = self.arguments.columns.is_none();
-        let same = |row: &str, of: &str| {
-            if whole { format!("\n            same := {of} = {row};") } else { String::new() }
-        };
-        let (new, old) = (self.row("NEW", false), self.row("OLD", !full));
-        let whole_row = |row: &str| format!("pg_catalog.textin(pg_catalog.record_out({row}))");
-        let (whole_new, whole_old) = (whole_row("NEW"), whole_row("OLD"));
-        let same_new = same(&whole_new, "new_row");
-        let same_old = same(&whole_old, &format!("{}::pg_catalog.text", self.row("OLD", false)));
-        format!(
-            "
-DECLARE
-    columns pg_catalog.jsonb;
-    new_row pg_catalog.text;
-    old_row pg_catalog.text;
-    same    pg_catalog.bool := true;
-BEGIN
-    IF walcast.carry() <> 'outbox' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'TRUNCATE' THEN
-        INSERT INTO walcast.outbox (lane, topic, options, data)
-        VALUES (walcast.lane(), {topic}, ' op=truncate', '{{}}');
-        RETURN NULL;
-    END IF;
-    BEGIN
-        IF TG_OP <> 'DELETE' THEN
-            new_row := {new}::pg_catalog.text;{same_new}
-        ELSE
-            old_row := {old}::pg_catalog.text;{same_old}
-        END IF;
-        IF TG_OP = 'UPDATE'{moved} THEN
-            old_row := {old}::pg_catalog.text;
-        END IF;
-        columns := to_jsonb(ARRAY[
-            {columns}]::pg_catalog.jsonb[]);
-    EXCEPTION WHEN undefined_column OR datatype_mismatch THEN
-        same := false;
-    END;
-    IF NOT same THEN
-        -- The table was altered since setup, so its rows go as they are.
-        columns := (
-            SELECT jsonb_agg(CASE WHEN a.attgenerated = '' THEN jsonb_build_array(a.attname, a.atttypid::pg_catalog.int8,
-                {full} OR a.attnum = ANY (ARRAY(
-                    SELECT unnest(i.indkey[0:i.indnkeyatts - 1])
-                    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_index AS i ON i.indrelid = c.oid
-                    WHERE c.oid = TG_RELID
-                        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)))
-                END ORDER BY a.attnum)
-            FROM pg_catalog.pg_attribute AS a
-            WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped);
-        new_row := CASE WHEN TG_OP <> 'DELETE' THEN {whole_new} END;
-        old_row := CASE WHEN TG_OP <> 'INSERT' THEN {whole_old} END;
-    END IF;
-    INSERT INTO walcast.outbox (lane, topic, options, data)
-    VALUES (walcast.lane(), {topic}, ' op=' || lower(TG_OP), jsonb_strip_nulls(
-        jsonb_build_object('columns', columns, 'new', new_row, 'old', old_row, 'full', {full})));
-    RETURN NULL;
-END "
-        )
+        let topic = format!("{}.{}", self.schema, self.name);
+        let Arguments { columns, key, full } = &self.arguments;
+        Shape { topic: &topic, fields: &self.fields, key, full: *full, whole: columns.is_none() }.body()
     }
 }
 

@@ -287,3 +287,39 @@ fn a_reload_takes_effect_with_the_next_transaction() {
         [r#"insert vm/a {"host":"a"}"#, r#"insert other/a {"host":"a"}"#, r#"insert vm/a {"host":"a"}"#]
     );
 }
+
+#[test]
+fn what_did_not_come_with_a_row_is_omitted() {
+    let (r, t) = (router(EVENTS), relation(&["host!", "big", "n:int"]));
+    check(&r, insert(&t, &["a", "✂", "1"]), &[r#"insert vm/a {"host":"a","n":1} -big"#]);
+    assert!(r.rules[0].notices.seen(Reason::TooLarge));
+    check(&r, insert(&t, &["a", "✂", "∅"]), &[r#"insert vm/a {"host":"a","n":null} -big"#]);
+    check(
+        &r,
+        update(&t, Some(key(&["b", "✂", "1"])), &["a", "✂", "✂"]),
+        &[r#"update vm/a {"host":"a"} -big -n"#],
+    );
+    check(&r, delete(&t, key(&["a", "✂", "✂"])), &[r#"delete vm/a {"host":"a"}"#]);
+    let full = relation(&["host!", "big!", "n!:int"]);
+    check(&r, insert(&full, &["a", "✂", "1"]), &[r#"insert vm/a {"host":"a","n":1} -big"#]);
+    check(&r, delete(&full, whole(&["a", "✂", "1"])), &[r#"delete vm/a {"host":"a","n":1} -big"#]);
+    // Without what its topic is made of, there is none.
+    check(&r, insert(&t, &["✂", "b", "1"]), &[]);
+    assert!(r.rules[0].notices.seen(Reason::Omitted));
+    // What the rule does not publish is not missed.
+    let narrow = router(&format!("{EVENTS}columns = ['host', 'n']"));
+    check(&narrow, insert(&t, &["a", "✂", "1"]), &[r#"insert vm/a {"host":"a","n":1}"#]);
+    assert!(!narrow.rules[0].notices.seen(Reason::TooLarge));
+    // And too large for an event as well.
+    let long = "x".repeat(2 << 20);
+    check(&r, insert(&t, &["a", "✂", &long]), &[r#"insert vm/a {"host":"a"} -big -n"#]);
+}
+
+#[test]
+fn a_condition_on_what_was_cut_off_hides_nothing() {
+    let t = relation(&["host!", "status"]);
+    check(&router(RUNNING), insert(&t, &["a", "✂"]), &[r#"put insert vm/a {"host":"a"} -status"#]);
+    check(&router(RUNNING), update(&t, None, &["a", "✂"]), &[r#"put? update vm/a {"host":"a"} -status"#]);
+    let events = RUNNING.replace("state = true", "");
+    check(&router(&events), insert(&t, &["a", "✂"]), &[r#"insert vm/a {"host":"a"} -status"#]);
+}

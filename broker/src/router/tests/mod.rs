@@ -43,11 +43,12 @@ fn relation(columns: &[&str]) -> Arc<Relation> {
     Arc::new(Relation { name: "public.vms".into(), columns: columns.iter().map(column).collect() })
 }
 
-/// `∅` is NULL, `…` an unchanged value.
+/// `∅` is NULL, `…` an unchanged value, `✂` one that was too large.
 fn row(cells: &[&str]) -> Row {
     let cell = |text: &&str| match *text {
         "∅" => Cell::Null,
         "…" => Cell::Unchanged,
+        "✂" => Cell::Omitted,
         text => Cell::Text(Bytes::copy_from_slice(text.as_bytes())),
     };
     cells.iter().map(cell).collect()

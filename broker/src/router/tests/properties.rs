@@ -8,6 +8,7 @@ fn cell() -> impl Strategy<Value = Cell> {
     prop_oneof![
         1 => Just(Cell::Null),
         1 => Just(Cell::Unchanged),
+        1 => Just(Cell::Omitted),
         3 => ".{0,30}".prop_map(|text| Cell::Text(text.into())),
         2 => "[0-9]{1,20}|t|f|NaN|\\{1,2\\}|\\{\"a\":\n1\\}|2026-01-31 12:00:00\\+00"
             .prop_map(|text| Cell::Text(text.into())),

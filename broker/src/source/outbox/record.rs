@@ -29,6 +29,17 @@ struct Told<'a> {
     old: Option<String>,
     #[serde(default)]
     full: bool,
+    #[serde(default)]
+    omitted: Omitted,
+}
+
+/// The fields that were too large and have NULL in their place, by their numbers.
+#[derive(Debug, Default, Deserialize)]
+struct Omitted {
+    #[serde(default)]
+    new: Vec<usize>,
+    #[serde(default)]
+    old: Vec<usize>,
 }
 
 /// Name, type, and whether it belongs to the replica identity; `None`: not published.
@@ -83,9 +94,11 @@ impl Records {
         let told: Told<'_> = serde_json::from_str(data).map_err(wrong)?;
         let shape = self.shape(table, told.columns.map_or("[]", RawValue::get))?;
         let relation = Arc::clone(&shape.relation);
-        let row = |text: Option<String>| text.map(|text| read(&text, &shape.published)).transpose();
+        let row = |text: Option<String>, omitted: &[usize]| {
+            text.map(|text| read(&text, &shape.published, omitted)).transpose()
+        };
         let missing = || RecordError::Data(format!("no row of {operation}"));
-        let (new, old) = (row(told.new)?, row(told.old)?);
+        let (new, old) = (row(told.new, &told.omitted.new)?, row(told.old, &told.omitted.old)?);
         let old = old.map(|old| if told.full { OldRow::Full(old) } else { OldRow::Key(old) });
         Ok(match operation {
             "insert" => ChangeKind::Insert { relation, new: new.ok_or_else(missing)? },
@@ -127,7 +140,7 @@ impl Records {
 
 /// The published fields of a record as `record_out` writes it: in parentheses, split by commas; nothing at all is NULL;
 /// in quotes, two quotes or two backslashes are one.
-fn read(text: &str, published: &[bool]) -> Result<Row, RecordError> {
+fn read(text: &str, published: &[bool], omitted: &[usize]) -> Result<Row, RecordError> {
     let mut rest = text.strip_prefix('(').ok_or(RecordError::Open)?.as_bytes();
     // Never longer than its written form, so this is the only allocation.
     let mut buffer = BytesMut::with_capacity(rest.len());
@@ -157,7 +170,11 @@ fn read(text: &str, published: &[bool]) -> Result<Row, RecordError> {
         };
         let value: Bytes = buffer.split().freeze();
         if published.get(found).copied().unwrap_or_default() {
-            cells.push(if null { Cell::Null } else { Cell::Text(value) });
+            cells.push(match null {
+                true if omitted.contains(&found) => Cell::Omitted,
+                true => Cell::Null,
+                false => Cell::Text(value),
+            });
         }
         found += 1;
         if end == b')' {
@@ -182,7 +199,7 @@ mod tests {
             .map(|cell| match cell {
                 Cell::Text(text) => Some(std::str::from_utf8(text).unwrap()),
                 Cell::Null => None,
-                Cell::Unchanged => panic!(),
+                Cell::Unchanged | Cell::Omitted => panic!(),
             })
             .collect()
     }
@@ -190,7 +207,7 @@ mod tests {
     #[test]
     fn records_are_read_as_postgres_writes_them() {
         let check = |text: &str, expected: &[Option<&str>]| {
-            let row = read(text, &vec![true; expected.len()]).unwrap();
+            let row = read(text, &vec![true; expected.len()], &[]).unwrap();
             assert_eq!(cells(&row), expected, "{text}");
         };
         check("(1,foo)", &[Some("1"), Some("foo")]);
@@ -200,14 +217,14 @@ mod tests {
         check(r#"("a b","say ""hi""",C:\\x)"#, &[Some("a b"), Some("say \"hi\""), Some("C:\\x")]);
         check(r#"("back\\slash","(1,2)")"#, &[Some("back\\slash"), Some("(1,2)")]);
         check("(ä,\"line\nbreak\")", &[Some("ä"), Some("line\nbreak")]);
-        assert_eq!(read("()", &[]).unwrap().len(), 0);
-        assert_eq!(cells(&read("(1,2,3)", &[true, false, true]).unwrap()), [Some("1"), Some("3")]);
+        assert_eq!(read("()", &[], &[]).unwrap().len(), 0);
+        assert_eq!(cells(&read("(1,2,3)", &[true, false, true], &[]).unwrap()), [Some("1"), Some("3")]);
     }
 
     #[test]
     fn what_is_no_record_is_an_error() {
         let check = |text: &str, expected: RecordError| {
-            assert_eq!(read(text, &[true, true]).unwrap_err(), expected, "{text}");
+            assert_eq!(read(text, &[true, true], &[]).unwrap_err(), expected, "{text}");
         };
         check("", RecordError::Open);
         check("(1,2", RecordError::Open);
@@ -257,6 +274,30 @@ mod tests {
         assert!(matches!(records.change("t", "insert", "[1]"), Err(RecordError::Data(_))));
     }
 
+    #[test]
+    fn what_is_omitted_is_not_null() {
+        let mut records = Records::default();
+        let columns = r#""columns":[["id",23,true],null,["x",25,false],["y",25,false]]"#;
+        let mut check = |data: &str, expected_new: [Cell; 3], expected_old: OldRow| {
+            let change = records.change("t", "update", &format!("{{{columns},{data}}}")).unwrap();
+            let ChangeKind::Update { old, new, .. } = change else { panic!() };
+            assert_eq!(*new, expected_new, "{data}");
+            assert_eq!(old, Some(expected_old), "{data}");
+        };
+        let text = |text: &'static str| Cell::Text(Bytes::from_static(text.as_bytes()));
+        // Numbers count fields that are not published, too.
+        check(
+            r#""new":"(1,,,)","old":"(1,,,)","omitted":{"new":[1,2]}"#,
+            [text("1"), Cell::Omitted, Cell::Null],
+            OldRow::Key(Box::new([text("1"), Cell::Null, Cell::Null])),
+        );
+        check(
+            r#""new":"(1,,,\"\")","old":"(,,,)","full":true,"omitted":{"new":[2],"old":[0,3]}"#,
+            [text("1"), Cell::Omitted, text("")],
+            OldRow::Full(Box::new([Cell::Omitted, Cell::Null, Cell::Omitted])),
+        );
+    }
+
     proptest! {
         #[test]
         fn any_values_come_back(values in prop::collection::vec(prop::option::of(any::<String>()), 1..6)) {
@@ -265,14 +306,14 @@ mod tests {
                 None => String::new(),
                 Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\"\"")),
             }).collect();
-            let row = read(&format!("({})", written.join(",")), &vec![true; values.len()]).unwrap();
+            let row = read(&format!("({})", written.join(",")), &vec![true; values.len()], &[]).unwrap();
             let expected: Vec<_> = values.iter().map(Option::as_deref).collect();
             prop_assert_eq!(cells(&row), expected);
         }
 
         #[test]
         fn nothing_panics(text in "\\PC*", width in 0_usize..4) {
-            let _ = read(&text, &vec![true; width]);
+            let _ = read(&text, &vec![true; width], &[width / 2, 9]);
             let _ = Records::default().change("t", "insert", &text);
         }
     }

@@ -115,7 +115,8 @@ fn row(out: &mut Vec<u8>, kind: u8, cells: &[Cell]) {
     for cell in cells {
         match cell {
             Cell::Null => out.put_u8(b'n'),
-            Cell::Unchanged => out.put_u8(b'u'),
+            // The log knows no such thing; this is the nearest.
+            Cell::Unchanged | Cell::Omitted => out.put_u8(b'u'),
             Cell::Text(text) => {
                 out.put_u8(b't');
                 out.put_u32(text.len() as u32);

@@ -155,7 +155,7 @@ pub(crate) fn json(relation: &Relation, row: &Row) -> String {
         out.extend_from_slice(format!("{}: ", column.name).as_bytes());
         match cell {
             Cell::Null => out.extend_from_slice(b"null"),
-            Cell::Unchanged => out.push(b'-'),
+            Cell::Unchanged | Cell::Omitted => out.push(b'-'),
             Cell::Text(text) => write_json(&column.kind, text, &mut out),
         }
     }
