@@ -103,21 +103,8 @@ const TABLE: &str = "
             ORDER BY a.attnum)
     FROM pg_class AS c WHERE c.oid = to_regclass($1)";
 
-/// Takes back what PUBLIC and the database's default privileges gave: who may execute a trigger function may put it
-/// on a table of his own.
-const REVOKE: &str = "DO $$
-DECLARE
-    revoke_all pg_catalog.text;
-BEGIN
-    FOR revoke_all IN
-        SELECT DISTINCT format('REVOKE ALL ON FUNCTION %s FROM %s', p.oid::regprocedure,
-            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
-        FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
-        WHERE p.pronamespace = 'walcast'::regnamespace AND starts_with(p.proname, 'rows_') AND grantee <> p.proowner
-    LOOP
-        EXECUTE revoke_all;
-    END LOOP;
-END $$";
+/// Who may execute a trigger function may put it on a table of his own.
+const WITHHOLD: &str = "SELECT walcast.withhold('^rows_')";
 
 impl Found {
     /// Looks.
@@ -296,7 +283,7 @@ pub(super) fn plan(wanted: &[Wanted], found: &Found) -> Option<(String, Vec<Stri
         notes.push("functions of dropped tables dropped".into());
     }
     if made {
-        sql.push(REVOKE.to_owned());
+        sql.push(WITHHOLD.to_owned());
     }
     (!sql.is_empty()).then(|| (format!("triggers: {}", notes.join(", ")), sql))
 }
