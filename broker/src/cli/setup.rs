@@ -11,6 +11,7 @@ mod plan;
 mod preconditions;
 mod print;
 pub(crate) mod statements;
+mod switch;
 mod trigger_body;
 mod trigger_limit;
 mod triggers;
@@ -63,7 +64,7 @@ pub struct SetupArgs {
     /// Print the statements for psql instead of running them: all, or those of dba, owner or broker
     #[arg(long, value_name = "WHO", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     pub print_sql: Option<Audience>,
-    /// How long to wait for a lock, and for open transactions when the slot is created
+    /// How long to wait for a lock, and for open transactions when the slot is created or publishers are switched over
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub lock_timeout: Duration,
     /// Report as one line of JSON
@@ -112,7 +113,7 @@ pub struct SetupOptions {
     pub publishers: Vec<String>,
     /// Go on where a dead broker can fill the server's disk.
     pub accept_unbounded_wal: bool,
-    /// Limit for each lock, and for the transactions that creating a slot waits for.
+    /// Limit for each lock, and for the transactions that creating a slot or switching publishers over waits for.
     pub lock_timeout: Duration,
 }
 
@@ -274,16 +275,22 @@ pub async fn run(
 /// # Errors
 /// See [`SetupError`]. Steps taken before the error stay; a later run goes on from there.
 pub async fn setup(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
-    if options.kind == SourceKind::Outbox {
-        return outbox::setup(client, options).await;
+    let (mut report, switched) = if options.kind == SourceKind::Outbox {
+        outbox::setup(client, options).await?
+    } else {
+        begin(client, options.lock_timeout).await?;
+        let result = setup_in_session(client, options).await;
+        end(client).await;
+        result?
+    };
+    if switched {
+        switch::settle(client, options.lock_timeout, &mut report).await;
     }
-    begin(client, options.lock_timeout).await?;
-    let result = setup_in_session(client, options).await;
-    end(client).await;
-    result
+    Ok(report)
 }
 
-async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
+/// What was done, and whether publishers were switched over.
+async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result<(Report, bool), SetupError> {
     let server = Server::read(client, options).await?;
     server.refuse(options)?;
     checks::roles(client, options).await?;
@@ -301,7 +308,7 @@ async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result
     if let Some(role) = &options.broker_role {
         report.warnings.extend(preconditions::role_may_replicate(client, role).await);
     }
-    Ok(report)
+    Ok((report, current.switches_publishers(options)))
 }
 
 async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Vec<Step>, SetupError> {

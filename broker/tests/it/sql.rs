@@ -3,5 +3,6 @@
 mod functions;
 mod outbox;
 mod setup;
+mod switch;
 mod teardown;
 mod triggers;

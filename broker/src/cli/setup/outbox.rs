@@ -145,17 +145,18 @@ fn lane_seconds(age: Duration) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
-/// Looks, refuses what would not work, and takes the missing steps, all in one transaction.
+/// Looks, refuses what would not work, and takes the missing steps, all in one transaction. What was done, and whether
+/// publishers were switched over.
 ///
 /// # Errors
 /// See [`SetupError`]. Nothing was changed then.
-pub(super) async fn setup(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
+pub(super) async fn setup(client: &mut Client, options: &SetupOptions) -> Result<(Report, bool), SetupError> {
     let mut report = Report::default();
     let failed = |error| SetupError::from_postgres("setting up", &error);
     let transaction = client.transaction().await.map_err(failed)?;
-    let (steps, warnings) = look(transaction.client(), options).await?;
+    let (current, warnings) = look(transaction.client(), options).await?;
     report.warnings = warnings;
-    for step in steps {
+    for step in plan::plan(options, &current) {
         let Action::Transaction(sql) = &step.action else { continue };
         for statement in sql {
             let done = transaction.batch_execute(statement).await;
@@ -164,7 +165,7 @@ pub(super) async fn setup(client: &mut Client, options: &SetupOptions) -> Result
         report.steps.push(step.what);
     }
     transaction.commit().await.map_err(failed)?;
-    Ok(report)
+    Ok((report, current.switches_publishers(options)))
 }
 
 /// What is missing.
@@ -177,12 +178,13 @@ pub(super) async fn missing_steps(
 ) -> Result<Vec<Step>, SetupError> {
     let failed = |error| SetupError::from_postgres("looking at what is set up", &error);
     let transaction = client.transaction().await.map_err(failed)?;
-    let (steps, _) = look(transaction.client(), options).await?;
+    let (current, _) = look(transaction.client(), options).await?;
     transaction.rollback().await.map_err(failed)?;
-    Ok(steps)
+    Ok(plan::plan(options, &current))
 }
 
-async fn look(client: &Client, options: &SetupOptions) -> Result<(Vec<Step>, Vec<String>), SetupError> {
+/// What there is, and what the operator should know.
+async fn look(client: &Client, options: &SetupOptions) -> Result<(Current, Vec<String>), SetupError> {
     begin(client, options.lock_timeout).await?;
     let version = server(client).await?;
     checks::roles(client, options).await?;
@@ -190,7 +192,7 @@ async fn look(client: &Client, options: &SetupOptions) -> Result<(Vec<Step>, Vec
     let current = Current::read(client, options, version).await?;
     checks::wanted(options, &current.outbox.tables())?;
     let warnings = left_over(client, options).await?;
-    Ok((plan::plan(options, &current), warnings))
+    Ok((current, warnings))
 }
 
 /// Makes a transaction independent of defaults, and the only one that sets up or tears down.

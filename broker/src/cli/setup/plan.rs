@@ -103,6 +103,13 @@ impl Current {
         self.slot != Slot::Usable
     }
 
+    /// Whether what publishers send goes another way from now on. Where the schema is yet to be made, there are none.
+    pub(super) fn switches_publishers(&self, options: &SetupOptions) -> bool {
+        let first = all_migrations().first().map(Migration::version);
+        let new = self.pending.first().is_some_and(|pending| Some(pending.version()) == first);
+        !new && self.outbox.switches(options)
+    }
+
     /// Looks.
     pub(super) async fn read(
         client: &Client,
