@@ -6,6 +6,7 @@
 //! generation.
 
 mod checks;
+pub(super) mod locks;
 pub(super) mod outbox;
 mod plan;
 mod preconditions;
@@ -332,7 +333,10 @@ async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Resul
         Action::Transaction(sql) => {
             let transaction = client.transaction().await.map_err(|error| doing(&error))?;
             for statement in sql {
-                transaction.batch_execute(statement).await.map_err(|error| doing(&error))?;
+                if let Err(error) = transaction.batch_execute(statement).await {
+                    transaction.rollback().await.map_err(|error| doing(&error))?;
+                    return Err(locks::refusal(client, &step.failed, statement, &error, STATEMENTS).await);
+                }
             }
             transaction.commit().await.map_err(|error| doing(&error))
         }

@@ -13,7 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::setup::statements::{self, ident};
-use super::setup::{Report, SetupError, begin, end, outbox};
+use super::setup::{Report, SetupError, begin, end, locks, outbox};
 use crate::source::SourceKind;
 
 mod rights;
@@ -248,9 +248,11 @@ async fn remove_objects(
     // First, for they call what is in the schema.
     for row in transaction.query_typed(TRIGGERS, &[]).await.map_err(failed)? {
         let (table, drop): (String, String) = (row.get(0), row.get(1));
-        let dropped = transaction.batch_execute(&drop).await;
-        dropped
-            .map_err(|error| SetupError::from_postgres(&format!("dropping triggers of {table}"), &error))?;
+        if let Err(error) = transaction.batch_execute(&drop).await {
+            transaction.rollback().await.map_err(failed)?;
+            let doing = format!("dropping triggers of {table}");
+            return Err(locks::refusal(client, &doing, &drop, &error, "").await);
+        }
         steps.push(format!("table {table}: triggers dropped"));
     }
     if publication {
@@ -273,7 +275,18 @@ async fn remove_objects(
         }
     }
     if schema {
-        drop_schema(&transaction).await?;
+        if let Err((statement, error)) = drop_schema(&transaction).await {
+            transaction.rollback().await.map_err(failed)?;
+            return Err(match error.as_db_error() {
+                Some(db) if *db.code() == SqlState::DEPENDENT_OBJECTS_STILL_EXIST => {
+                    SetupError::Blocked(format!(
+                        "objects outside the schema walcast use it: {}; drop or change them and run teardown again",
+                        db.detail().unwrap_or("unknown").replace('\n', "; ")
+                    ))
+                }
+                _ => locks::refusal(client, "dropping the schema walcast", &statement, &error, "").await,
+            });
+        }
         steps.push("schema walcast: dropped".into());
     }
     transaction.commit().await.map_err(failed)?;
@@ -282,26 +295,20 @@ async fn remove_objects(
 }
 
 /// Names what is dropped instead of CASCADE, which would take along whatever of the application's uses it.
-async fn drop_schema(transaction: &tokio_postgres::Transaction<'_>) -> Result<(), SetupError> {
+///
+/// # Errors
+/// The statement that was refused, and why.
+async fn drop_schema(
+    transaction: &tokio_postgres::Transaction<'_>,
+) -> Result<(), (String, tokio_postgres::Error)> {
     let sql = "SELECT 'DROP TABLE ' || string_agg(oid::regclass::text, ', ') FROM pg_class
             WHERE relnamespace = 'walcast'::regnamespace AND relkind IN ('r', 'p')
         UNION ALL SELECT 'DROP ROUTINE ' || string_agg(oid::regprocedure::text, ', ') FROM pg_proc
             WHERE pronamespace = 'walcast'::regnamespace
         UNION ALL SELECT 'DROP SCHEMA walcast'";
-    let dropped = async {
-        for row in transaction.query_typed(sql, &[]).await? {
-            if let Some(statement) = row.get::<_, Option<String>>(0) {
-                transaction.batch_execute(&statement).await?;
-            }
-        }
-        Ok(())
+    let rows = transaction.query_typed(sql, &[]).await.map_err(|error| (sql.to_owned(), error))?;
+    for statement in rows.iter().filter_map(|row| row.get::<_, Option<String>>(0)) {
+        transaction.batch_execute(&statement).await.map_err(|error| (statement, error))?;
     }
-    .await;
-    dropped.map_err(|error: tokio_postgres::Error| match error.as_db_error() {
-        Some(db) if *db.code() == SqlState::DEPENDENT_OBJECTS_STILL_EXIST => SetupError::Blocked(format!(
-            "objects outside the schema walcast use it: {}; drop or change them and run teardown again",
-            db.detail().unwrap_or("unknown").replace('\n', "; ")
-        )),
-        _ => SetupError::from_postgres("dropping the schema walcast", &error),
-    })
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The SQL functions, `setup` and `teardown`.
 
 mod functions;
+mod locks;
 mod outbox;
 mod setup;
 mod switch;

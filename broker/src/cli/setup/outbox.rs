@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 
 use super::plan::{Action, Current, Step, Who};
 use super::triggers::{self, Wanted};
-use super::{Report, STATEMENTS, SetupError, SetupOptions, checks, plan, statements};
+use super::{Report, STATEMENTS, SetupError, SetupOptions, checks, locks, plan, statements};
 use crate::source::SourceKind;
 
 /// Before 13, transaction ids of 64 bits have no type.
@@ -159,8 +159,10 @@ pub(super) async fn setup(client: &mut Client, options: &SetupOptions) -> Result
     for step in plan::plan(options, &current) {
         let Action::Transaction(sql) = &step.action else { continue };
         for statement in sql {
-            let done = transaction.batch_execute(statement).await;
-            done.map_err(|error| SetupError::from_refusal(&step.failed, &error, STATEMENTS))?;
+            if let Err(error) = transaction.batch_execute(statement).await {
+                transaction.rollback().await.map_err(failed)?;
+                return Err(locks::refusal(client, &step.failed, statement, &error, STATEMENTS).await);
+            }
         }
         report.steps.push(step.what);
     }

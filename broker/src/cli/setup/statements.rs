@@ -18,6 +18,11 @@ const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS walcast";
 const CREATE_HISTORY: &str = "CREATE TABLE IF NOT EXISTS walcast.refinery_schema_history (\
      version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255))";
 
+/// Whoever `pg_locks AS l` and `pg_stat_activity AS a` speak of, for people; NULL for a prepared transaction. Of another
+/// role's session it says what may be seen.
+pub(crate) const HOLDER: &str = "'pid ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.usename,
+    nullif(a.application_name, ''), 'open for ' || date_trunc('second', now() - a.xact_start)), '') || ')', '')";
+
 pub(crate) const SESSION_END: &str = "SELECT pg_advisory_unlock(hashtext('walcast setup'));
      RESET search_path; RESET statement_timeout; RESET idle_in_transaction_session_timeout; RESET lock_timeout";
 

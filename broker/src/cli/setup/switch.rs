@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use super::Report;
+use super::{Report, statements};
 use crate::postgres::describe;
 
 /// Between two looks at what is still open.
@@ -20,18 +20,20 @@ const POLL: Duration = Duration::from_millis(100);
 /// How many are named.
 const NAMED_MAX: usize = 5;
 
-/// Transactions that clients have open in this database, whether they have an id or not. Who may see no more of another
-/// role's session still sees these columns; without a role are the server's own processes.
-const OPEN: &str = "
-    SELECT l.virtualtransaction, 'pid ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.usename,
-        nullif(a.application_name, ''), 'open for ' || date_trunc('second', now() - a.xact_start)), '') || ')', '')
-    FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
-    WHERE l.locktype = 'virtualxid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid()
-        AND a.datname = current_database() AND a.usesysid IS NOT NULL";
-
 /// Those that belong to no session any more.
 const PREPARED: &str = "
     SELECT transaction::text, 'prepared transaction ' || gid FROM pg_prepared_xacts WHERE database = current_database()";
+
+/// Transactions that clients have open in this database, whether they have an id or not. Who may see no more of another
+/// role's session still sees these columns; without a role are the server's own processes.
+fn open_now() -> String {
+    format!(
+        "SELECT l.virtualtransaction, {} FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+        WHERE l.locktype = 'virtualxid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid()
+            AND a.datname = current_database() AND a.usesysid IS NOT NULL",
+        statements::HOLDER
+    )
+}
 
 /// By what tells a transaction from all others: what to call it.
 type Named = BTreeMap<String, String>;
@@ -84,11 +86,11 @@ pub(super) async fn settle(client: &Client, limit: Duration, report: &mut Report
 async fn wait(client: &Client, limit: Duration) -> Result<Old, tokio_postgres::Error> {
     let started = Instant::now();
     // Sessions first, here and below: what one of them prepares is there by the time its own is gone.
-    let open = look(client, OPEN).await?;
+    let open = look(client, &open_now()).await?;
     let mut old = Old { open, prepared: look(client, PREPARED).await? };
     while !old.names().is_empty() && started.elapsed() < limit {
         sleep(POLL).await;
-        let open = look(client, OPEN).await?;
+        let open = look(client, &open_now()).await?;
         old = old.narrow(&open, look(client, PREPARED).await?);
     }
     Ok(old)
