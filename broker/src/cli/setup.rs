@@ -295,8 +295,8 @@ async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result
     let server = Server::read(client, options).await?;
     server.refuse(options)?;
     checks::roles(client, options).await?;
-    checks::tables(client, options, server.version).await?;
-    let current = Current::read(client, options, server.version).await?;
+    checks::tables(client, options, server.version()).await?;
+    let current = Current::read(client, options, server.version()).await?;
     checks::wanted(options, &current.published())?;
     if current.needs_slot() {
         preconditions::may_replicate(client).await?;
@@ -317,8 +317,8 @@ async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Ve
     let steps = async {
         let server = Server::read(client, options).await?;
         checks::roles(client, options).await?;
-        checks::tables(client, options, server.version).await?;
-        let current = Current::read(client, options, server.version).await?;
+        checks::tables(client, options, server.version()).await?;
+        let current = Current::read(client, options, server.version()).await?;
         checks::wanted(options, &current.published())?;
         Ok(plan::plan(options, &current))
     }

@@ -3,7 +3,7 @@
 //! - [`wal`]: the write-ahead log; [`outbox`]: a table
 //! - [`config`]: which, and what it needs; [`tables`]: what the catalog says of tables, [`types`] of types
 //! - [`seed`]: reads current values of state tables; `seeding`: when
-//! - `failure`: why there is no stream, and what that says of the next attempt
+//! - `server`: what a server must be; `failure`: why there is no stream, and what that says of the next attempt
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ mod failure;
 pub mod outbox;
 pub mod seed;
 mod seeding;
+pub(crate) mod server;
 pub mod tables;
 pub mod types;
 pub mod wal;

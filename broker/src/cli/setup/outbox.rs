@@ -12,9 +12,7 @@ use super::plan::{Action, Current, Step, Who};
 use super::triggers::{self, Wanted};
 use super::{Report, STATEMENTS, SetupError, SetupOptions, checks, locks, plan, statements};
 use crate::source::SourceKind;
-
-/// Before 13, transaction ids of 64 bits have no type.
-const VERSION_MIN: i32 = 130_000;
+use crate::source::server::Server;
 
 /// Lanes that hold what [`SetupOptions::history_age`] asks for, of those that take turns.
 const LANES_KEPT: u64 = 4;
@@ -188,7 +186,7 @@ pub(super) async fn missing_steps(
 /// What there is, and what the operator should know.
 async fn look(client: &Client, options: &SetupOptions) -> Result<(Current, Vec<String>), SetupError> {
     begin(client, options.lock_timeout).await?;
-    let version = server(client).await?;
+    let version = version(client).await?;
     checks::roles(client, options).await?;
     checks::tables(client, options, version).await?;
     let current = Current::read(client, options, version).await?;
@@ -206,28 +204,11 @@ pub(in crate::cli) async fn begin(client: &Client, lock_timeout: Duration) -> Re
 }
 
 /// The server's version, if it can carry an outbox.
-async fn server(client: &Client) -> Result<i32, SetupError> {
-    let sql = "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), getdatabaseencoding()::text";
-    let row = client.query_typed_one(sql, &[]).await;
-    let row = row.map_err(|error| SetupError::from_postgres("looking at the server", &error))?;
-    let (version, standby, encoding): (i32, bool, String) = (row.get(0), row.get(1), row.get(2));
-    let problems = problems(version, standby, &encoding);
-    if problems.is_empty() { Ok(version) } else { Err(SetupError::Server(problems)) }
-}
-
-fn problems(version: i32, standby: bool, encoding: &str) -> Vec<String> {
-    if standby {
-        return vec![super::preconditions::STANDBY.into()];
-    }
-    let mut problems = Vec::new();
-    if version < VERSION_MIN {
-        problems.push(format!(
-            "the server is Postgres {}, but only 13 and later have what the outbox is read by; upgrade it",
-            version / 10_000
-        ));
-    }
-    problems.extend(super::preconditions::encoding_problem(encoding));
-    problems
+async fn version(client: &Client) -> Result<i32, SetupError> {
+    let server = Server::look(client).await;
+    let server = server.map_err(|error| SetupError::from_postgres("looking at the server", &error))?;
+    let problems = server.problems(SourceKind::Outbox);
+    if problems.is_empty() { Ok(server.version_num) } else { Err(SetupError::Server(problems)) }
 }
 
 /// What an earlier set-up for the log left. A slot that nobody reads keeps WAL.
@@ -271,20 +252,5 @@ mod tests {
         check("601s", 151);
         check("600s 1ms", 151);
         check("30days", 86_400);
-    }
-
-    #[test]
-    fn each_problem_is_named() {
-        let check = |version, standby, encoding, expected: &[&str]| {
-            let problems = problems(version, standby, encoding);
-            assert_eq!(problems.len(), expected.len(), "{problems:?}");
-            assert!(
-                problems.iter().zip(expected).all(|(problem, word)| problem.contains(word)),
-                "{problems:?}"
-            );
-        };
-        check(130_000, false, "UTF8", &[]);
-        check(120_012, false, "LATIN1", &["13 and later", "LATIN1"]);
-        check(120_012, true, "UTF8", &["standby"]);
     }
 }

@@ -7,30 +7,13 @@ use tokio_postgres::types::Type;
 
 use super::statements::ident;
 use super::{SetupError, SetupOptions};
-
-/// Before 14, pgoutput sends no messages.
-const VERSION_MIN: i32 = 140_000;
-
-pub(super) const STANDBY: &str = "the server is a standby (in recovery); connect to the primary";
-
-/// Why a database of this encoding cannot be used.
-pub(super) fn encoding_problem(encoding: &str) -> Option<String> {
-    (encoding != "UTF8").then(|| {
-        format!(
-            "the database's encoding is {encoding}, but topics and events are UTF-8; \
-             move to a database created with ENCODING 'UTF8'"
-        )
-    })
-}
+use crate::source::{SourceKind, server};
 
 /// What was found of the server.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
-    /// As `server_version_num`.
-    pub(super) version: i32,
-    in_recovery: bool,
-    wal_level: String,
-    encoding: String,
+    /// What concerns the broker, too.
+    server: server::Server,
     keep_size: String,
     slots_max: i32,
     slots_used: i64,
@@ -44,17 +27,12 @@ pub(super) struct Server {
 impl Server {
     pub(super) async fn read(client: &Client, options: &SetupOptions) -> Result<Self, SetupError> {
         let failed = |error| SetupError::from_postgres("looking at the server", &error);
-        let sql = "SELECT current_setting('server_version_num')::int4";
-        let version: i32 = client.query_typed_one(sql, &[]).await.map_err(failed)?.get(0);
-        if version < VERSION_MIN {
-            return Err(SetupError::Server(vec![format!(
-                "the server is Postgres {}, but only 14 and later send messages to logical decoding; upgrade it",
-                version / 10_000
-            )]));
+        let server = server::Server::look(client).await.map_err(failed)?;
+        if let Some(problem) = server.wrong_one(SourceKind::Wal) {
+            return Err(SetupError::Server(vec![problem]));
         }
         let live = format!("{}_live", options.source);
-        let sql = "SELECT pg_is_in_recovery(), current_setting('wal_level'), getdatabaseencoding()::text,
-                current_setting('max_slot_wal_keep_size'), current_setting('max_replication_slots')::int4,
+        let sql = "SELECT current_setting('max_slot_wal_keep_size'), current_setting('max_replication_slots')::int4,
                 (SELECT count(*) FROM pg_replication_slots),
                 (SELECT count(*) FROM pg_replication_slots WHERE slot_name IN ($1, $2)),
                 current_setting('max_wal_senders')::int4, (SELECT count(*) FROM pg_stat_replication),
@@ -64,18 +42,20 @@ impl Server {
             .await
             .map_err(failed)?;
         Ok(Self {
-            version,
-            in_recovery: row.get(0),
-            wal_level: row.get(1),
-            encoding: row.get(2),
-            keep_size: row.get(3),
-            slots_max: row.get(4),
-            slots_used: row.get(5),
-            slots_ours: row.get(6),
-            senders_max: row.get(7),
-            senders_used: row.get(8),
-            idle_slot_timeout: row.get(9),
+            server,
+            keep_size: row.get(0),
+            slots_max: row.get(1),
+            slots_used: row.get(2),
+            slots_ours: row.get(3),
+            senders_max: row.get(4),
+            senders_used: row.get(5),
+            idle_slot_timeout: row.get(6),
         })
+    }
+
+    /// As `server_version_num`.
+    pub(super) fn version(&self) -> i32 {
+        self.server.version_num
     }
 
     /// # Errors
@@ -86,21 +66,7 @@ impl Server {
     }
 
     fn problems(&self, options: &SetupOptions) -> Vec<String> {
-        if self.in_recovery {
-            // Whatever else is wrong with it does not matter.
-            return vec![STANDBY.into()];
-        }
-        let mut problems = Vec::new();
-        // From 19 on a server at `replica` turns logical when the first logical slot is created.
-        if self.wal_level != "logical" && !(self.version >= 190_000 && self.wal_level == "replica") {
-            problems.push(format!(
-                "wal_level is {}, but the WAL must carry logical changes; \
-                 ALTER SYSTEM SET wal_level = 'logical' and restart the server; where that cannot be had, \
-                 `walcast setup --source outbox` (docs/outbox.md)",
-                self.wal_level
-            ));
-        }
-        problems.extend(encoding_problem(&self.encoding));
+        let mut problems = self.server.problems(SourceKind::Wal);
         if self.keep_size == "-1" && !options.accept_unbounded_wal {
             problems.push(
                 "max_slot_wal_keep_size is -1, so while no broker runs its slot keeps WAL until the disk is \
@@ -201,10 +167,14 @@ mod tests {
 
     fn good() -> Server {
         Server {
-            version: 150_000,
-            in_recovery: false,
-            wal_level: "logical".into(),
-            encoding: "UTF8".into(),
+            server: server::Server {
+                version_num: 150_000,
+                version: "15.0".into(),
+                standby: false,
+                wal_level: "logical".into(),
+                encoding: "UTF8".into(),
+                database: "app".into(),
+            },
             keep_size: "1GB".into(),
             slots_max: 10,
             slots_used: 8,
@@ -225,19 +195,13 @@ mod tests {
             }
         };
         check(good(), &[]);
-        check(Server { in_recovery: true, slots_used: 10, ..good() }, &["standby"]);
-        check(Server { wal_level: "replica".into(), ..good() }, &["wal_level"]);
-        check(Server { wal_level: "replica".into(), version: 190_000, ..good() }, &[]);
-        check(Server { wal_level: "minimal".into(), version: 190_000, ..good() }, &["wal_level"]);
-        check(Server { encoding: "LATIN1".into(), ..good() }, &["LATIN1"]);
         check(Server { keep_size: "-1".into(), ..good() }, &["--accept-unbounded-wal"]);
         check(Server { slots_used: 9, ..good() }, &["max_replication_slots"]);
         check(Server { slots_used: 10, slots_ours: 2, senders_used: 10, ..good() }, &[]);
         check(Server { slots_used: 10, slots_ours: 1, ..good() }, &["1 more replication slots"]);
         check(Server { senders_used: 10, ..good() }, &["max_wal_senders"]);
-        check(
-            Server { encoding: "LATIN1".into(), wal_level: "replica".into(), ..good() },
-            &["wal_level", "LATIN1"],
-        );
+        let mut latin = good();
+        (latin.server.encoding, latin.keep_size) = ("LATIN1".into(), "-1".into());
+        check(latin, &["LATIN1", "--accept-unbounded-wal"]);
     }
 }

@@ -8,11 +8,9 @@ use tokio_postgres::types::{PgLsn, Type};
 use crate::postgres::Companion;
 use crate::router::TableFacts;
 use crate::source::failure::Failure;
+use crate::source::server::{self, Server};
 use crate::source::tables::{self, Publishing, failed};
 use crate::source::{Config, SourceError, SourceKind};
-
-/// The oldest server whose pgoutput sends messages.
-const VERSION_MIN: i32 = 140_000;
 
 /// What the rules are to be compared with.
 #[derive(Clone, Debug)]
@@ -44,13 +42,8 @@ pub async fn read(
 
 /// What there is of all that the broker needs.
 #[derive(Clone, Debug)]
-struct Server {
-    version_num: i32,
-    version: String,
-    wal_level: String,
-    standby: bool,
-    encoding: String,
-    database: String,
+struct Found {
+    server: Server,
     schema: bool,
     /// By which way publishers send.
     carry: Option<String>,
@@ -145,36 +138,28 @@ pub async fn log_end(companion: &Companion) -> Result<u64, SourceError> {
 
 /// What the publication leaves out.
 async fn check_server(client: &Client, config: &Config) -> Result<Option<String>, Failure> {
-    let server = look(client, config).await.map_err(failed)?;
-    match server.problem(config) {
+    let found = look(client, config).await.map_err(failed)?;
+    match found.problem(config) {
         Some(problem) => Err(Failure::needs_operator(problem)),
-        None => Ok(server.left_out(config)),
+        None => Ok(found.left_out(config)),
     }
 }
 
-async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres::Error> {
-    const SERVER: &str = "
-        SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
-               current_setting('wal_level'), pg_is_in_recovery(), current_setting('server_encoding'),
-               current_database()::text, to_regclass('walcast.source') IS NOT NULL";
+async fn look(client: &Client, config: &Config) -> Result<Found, tokio_postgres::Error> {
+    const SCHEMA: &str = "SELECT to_regclass('walcast.source') IS NOT NULL";
     const SLOT: &str = "
         SELECT wal_status IS NOT DISTINCT FROM 'lost', plugin::text, database::text
         FROM pg_replication_slots WHERE slot_name = $1";
     const CARRY: &str = "SELECT carry FROM walcast.settings";
-    let row = client.query_typed_one(SERVER, &[]).await?;
-    let schema: bool = row.try_get(6)?;
+    let server = Server::look(client).await?;
+    let schema: bool = client.query_typed_one(SCHEMA, &[]).await?.try_get(0)?;
     let carry = if schema { Some(client.query_typed_one(CARRY, &[]).await?.try_get(0)?) } else { None };
     let slot_row = client.query_typed_opt(SLOT, &[(&config.slot, Type::TEXT)]).await?;
     let slot = |row: tokio_postgres::Row| {
         Ok(Slot { lost: row.try_get(0)?, plugin: row.try_get(1)?, database: row.try_get(2)? })
     };
-    Ok(Server {
-        version_num: row.try_get(0)?,
-        version: row.try_get(1)?,
-        wal_level: row.try_get(2)?,
-        standby: row.try_get(3)?,
-        encoding: row.try_get(4)?,
-        database: row.try_get(5)?,
+    Ok(Found {
+        server,
         schema,
         carry,
         publication: Publication::look(client, &config.publication).await?,
@@ -182,7 +167,7 @@ async fn look(client: &Client, config: &Config) -> Result<Server, tokio_postgres
     })
 }
 
-impl Server {
+impl Found {
     /// What its publication leaves out, and the remedy.
     fn left_out(&self, config: &Config) -> Option<String> {
         self.publication.as_ref().and_then(|found| found.problem(&config.publication))
@@ -190,43 +175,16 @@ impl Server {
 
     /// The first thing that an operator has to put right, and how.
     fn problem(&self, config: &Config) -> Option<String> {
-        let (database, publication, slot) = (&self.database, &config.publication, &config.slot);
-        if self.version_num < VERSION_MIN {
-            return Some(format!(
-                "the server is Postgres {}; reading the WAL needs 14 or later: upgrade it",
-                self.version
-            ));
-        }
-        if self.standby {
-            return Some(
-                "the server is a standby, and the broker reads from the primary: name it in `postgres.url`, or \
-                 list both hosts with target_session_attrs=read-write"
-                    .to_owned(),
-            );
-        }
-        // From 19 on a server at `replica` turns logical when the first logical slot is created.
-        if self.wal_level != "logical" && !(self.version_num >= 190_000 && self.wal_level == "replica") {
-            return Some(format!(
-                "the server's wal_level is `{}`: ALTER SYSTEM SET wal_level = logical, then restart \
-                 it; or, where that cannot be had, source.kind = \"outbox\" (docs/outbox.md)",
-                self.wal_level
-            ));
-        }
-        if self.encoding != "UTF8" {
-            return Some(format!(
-                "the encoding of the database {database} is {}, but topics and events are UTF-8: move to a database \
-                 created with ENCODING 'UTF8'",
-                self.encoding
-            ));
+        let (database, publication, slot) = (&self.server.database, &config.publication, &config.slot);
+        if let Some(problem) = self.server.problems(SourceKind::Wal).into_iter().next() {
+            return Some(problem);
         }
         if !self.schema {
             return Some(format!("the database {database} has no schema walcast: run `walcast setup`"));
         }
-        if let Some(carry) = self.carry.as_ref().filter(|carry| *carry != SourceKind::Wal.as_str()) {
-            return Some(format!(
-                "what is published goes another way (walcast.settings.carry is `{carry}`), and does not come here: set \
-                 source.kind = \"{carry}\", or run `walcast setup --source wal`"
-            ));
+        let other_way = self.carry.as_ref().and_then(|carry| server::other_way(SourceKind::Wal, carry));
+        if other_way.is_some() {
+            return other_way;
         }
         if self.publication.is_none() {
             return Some(format!("the publication {publication} does not exist: run `walcast setup`"));
@@ -261,23 +219,26 @@ mod tests {
         let slot = Slot { lost: false, plugin: Some("pgoutput".into()), database: Some("app".into()) };
         let publication =
             Publication { all_tables: false, via_root: true, left_out: Vec::new(), filtered: None };
-        let good = Server {
+        let server = Server {
             version_num: 140_000,
             version: "14.0".into(),
             wal_level: "logical".into(),
             standby: false,
             encoding: "UTF8".into(),
             database: "app".into(),
+        };
+        let good = Found {
+            server,
             schema: true,
             carry: Some("wal".into()),
             publication: Some(publication.clone()),
             slot: Some(slot.clone()),
         };
-        let check = |change: &dyn Fn(&mut Server), expected: &[&str]| {
-            let mut server = good.clone();
-            change(&mut server);
+        let check = |change: &dyn Fn(&mut Found), expected: &[&str]| {
+            let mut found = good.clone();
+            change(&mut found);
             let config = Config::default();
-            let problem = server.problem(&config).or_else(|| server.left_out(&config)).unwrap_or_default();
+            let problem = found.problem(&config).or_else(|| found.left_out(&config)).unwrap_or_default();
             assert_eq!(problem.is_empty(), expected.is_empty(), "{problem}");
             assert!(
                 !problem.contains('\n') && expected.iter().all(|part| problem.contains(part)),
@@ -287,24 +248,17 @@ mod tests {
         let with_slot = |change: &dyn Fn(&mut Slot), expected: &[&str]| {
             let mut slot = slot.clone();
             change(&mut slot);
-            check(&|server| server.slot = Some(slot.clone()), expected);
+            check(&|found| found.slot = Some(slot.clone()), expected);
         };
         check(&|_| (), &[]);
-        check(
-            &|server| (server.version_num, server.version) = (130_023, "13.23".into()),
-            &["Postgres 13.23", "14 or later", "upgrade"],
-        );
-        check(&|server| server.standby = true, &["standby", "postgres.url"]);
-        check(&|server| server.wal_level = "replica".into(), &["`replica`", "ALTER SYSTEM"]);
-        check(&|server| (server.wal_level, server.version_num) = ("replica".into(), 190_000), &[]);
-        check(&|server| server.encoding = "LATIN1".into(), &["LATIN1", "ENCODING 'UTF8'"]);
-        check(&|server| server.schema = false, &["database app", "walcast setup"]);
-        check(&|server| server.carry = Some("outbox".into()), &["`outbox`", "source.kind = \"outbox\""]);
-        check(&|server| server.publication = None, &["publication walcast", "walcast setup"]);
+        check(&|found| found.server.standby = true, &["standby"]);
+        check(&|found| found.schema = false, &["database app", "walcast setup"]);
+        check(&|found| found.carry = Some("outbox".into()), &["`outbox`", "source.kind = \"outbox\""]);
+        check(&|found| found.publication = None, &["publication walcast", "walcast setup"]);
         let with_publication = |change: &dyn Fn(&mut Publication), expected: &[&str]| {
             let mut publication = publication.clone();
             change(&mut publication);
-            check(&|server| server.publication = Some(publication.clone()), expected);
+            check(&|found| found.publication = Some(publication.clone()), expected);
         };
         with_publication(&|it| it.all_tables = true, &[]);
         with_publication(&|it| it.via_root = false, &["publish_via_partition_root = true"]);
@@ -317,7 +271,7 @@ mod tests {
             &["rows of public.vms", "`when`", "DROP TABLE public.vms", "walcast setup"],
         );
         // The source makes these anew.
-        check(&|server| server.slot = None, &[]);
+        check(&|found| found.slot = None, &[]);
         with_slot(&|slot| slot.lost = true, &[]);
         with_slot(&|slot| slot.plugin = Some("wal2json".into()), &["wal2json", "`source.slot`"]);
         with_slot(&|slot| slot.database = Some("other".into()), &["database other", "`source.slot`"]);
