@@ -108,6 +108,8 @@ struct Parts {
     hub: Arc<Hub>,
     backbone: Arc<Local>,
     rules: watch::Sender<Arc<Router>>,
+    /// Postgres is as it must be, or is waited for.
+    begun: CancellationToken,
     /// Ends the source, and so releases the slot.
     stop: CancellationToken,
     /// It is released.
@@ -139,6 +141,7 @@ impl Node {
             hub: Hub::new(config.history.clone()),
             backbone: Arc::new(Local::default()),
             rules: watch::Sender::new(Arc::new(router)),
+            begun: CancellationToken::new(),
             stop: CancellationToken::new(),
             released: CancellationToken::new(),
             drain: CancellationToken::new(),
@@ -212,6 +215,11 @@ impl Node {
             .join("; ")
     }
 
+    /// Completes once Postgres was found to be as the node needs it, or is waited for. Cancel safe.
+    pub fn begun(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.parts.begun.clone().cancelled_owned()
+    }
+
     /// What changes the rules of this node while it runs.
     #[must_use]
     pub fn reloader(&self) -> Reloader {
@@ -228,6 +236,10 @@ impl Node {
             () = shutdown => Ok(()),
         };
         self.drain().await;
+        // An error says it by itself.
+        if result.is_ok() {
+            tracing::info!("stopped");
+        }
         result
     }
 
@@ -252,7 +264,6 @@ impl Node {
             parts.companion.cut();
         }
         self.tasks.shutdown().await;
-        tracing::info!("stopped");
     }
 }
 
@@ -353,9 +364,10 @@ async fn wait_until_suitable(parts: &Parts) -> Result<(), NodeError> {
                     tracing::warn!("waiting for Postgres: {error}");
                 }
                 told = true;
+                parts.begun.cancel();
                 tokio::time::sleep(PAUSE).await;
             }
-            result => return result,
+            result => return result.map(|()| parts.begun.cancel()),
         }
     }
 }

@@ -82,7 +82,15 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
     let failed = |error: NodeError| Failure::of_node(&file, &error);
     let insecure = config.http.insecure && !config.http.listen.ip().is_loopback();
     let node = Node::start(config).map_err(failed)?;
-    tracing::info!(http = %node.http, admin = %node.admin, "listening");
+    let listening = {
+        let (begun, http, admin) = (node.begun(), node.http, node.admin);
+        async move {
+            // Not in front of the line that says why there is no broker.
+            begun.await;
+            tracing::info!(%http, %admin, "listening");
+            std::future::pending().await
+        }
+    };
     if insecure {
         tracing::warn!(
             "insecure = true: everybody who reaches {} can read and publish, for there is no authentication yet",
@@ -101,6 +109,7 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
     tokio::select! {
         ended = ended => ended.map_err(failed),
         failure = reload_on_hangup(loader, &loaded, &reloader) => Err(failure),
+        failure = listening => Err(failure),
     }
 }
 

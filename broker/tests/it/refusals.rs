@@ -270,9 +270,10 @@ async fn a_server_that_is_not_fit_says_what_to_change() {
     server.change(&[("wal_level", "replica"), ("max_slot_wal_keep_size", "-1")]).await;
     let url = server.url("postgres");
     let path = file("refusals-server", &settings(&url, "refusals", "", ""));
-    serve(&path)
-        .await
-        .failed(69, &["wal_level is `replica`", "ALTER SYSTEM SET wal_level = logical", "restart"]);
+    let ended = serve(&path).await;
+    ended.failed(69, &["wal_level is `replica`", "ALTER SYSTEM SET wal_level = logical", "restart"]);
+    // It was never at work, and says nothing but that.
+    assert_eq!(ended.err.lines().count(), 1, "{ended:?}");
     server.change(&[("wal_level", "logical"), ("max_replication_slots", "2")]).await;
     setup(&path, &[]).await.failed(69, &["max_slot_wal_keep_size is -1", "10GB", "--accept-unbounded-wal"]);
     let ended = setup(&path, &["--accept-unbounded-wal"]).await;
