@@ -28,6 +28,7 @@ use self::plan::{Action, Current, Step};
 use self::preconditions::Server;
 pub(super) use self::preconditions::replication_denied;
 pub use self::print::Audience;
+use self::print::Dba;
 use super::exit::{self, Failure};
 use crate::postgres::describe;
 use crate::source::SourceKind;
@@ -253,11 +254,18 @@ pub async fn run(
                         .into(),
                 ]));
             }
-            None => print::render(options, &plan::plan(options, &Current::fresh()), audience),
-            Some(client) if options.kind == SourceKind::Outbox => {
-                print::render(options, &outbox::missing_steps(client, options).await?, audience)
+            None => {
+                let steps = plan::plan(options, &Current::fresh());
+                print::render(options, &steps, &Dba::unseen(options), audience)
             }
-            Some(client) => print::render(options, &missing_steps(client, options).await?, audience),
+            Some(client) => {
+                let (steps, problems) = match options.kind {
+                    SourceKind::Outbox => (outbox::missing_steps(client, options).await?, Vec::new()),
+                    SourceKind::Wal => missing_steps(client, options).await?,
+                };
+                let lacks = preconditions::role_lacks(client, options).await?;
+                print::render(options, &steps, &Dba { problems: Some(problems), lacks }, audience)
+            }
         };
         out.write_all(text.as_bytes())?;
         return Ok(());
@@ -312,7 +320,11 @@ async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result
     Ok((report, current.switches_publishers(options)))
 }
 
-async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Vec<Step>, SetupError> {
+/// What is missing, and what is wrong with the server.
+async fn missing_steps(
+    client: &mut Client,
+    options: &SetupOptions,
+) -> Result<(Vec<Step>, Vec<String>), SetupError> {
     begin(client, options.lock_timeout).await?;
     let steps = async {
         let server = Server::read(client, options).await?;
@@ -320,7 +332,7 @@ async fn missing_steps(client: &mut Client, options: &SetupOptions) -> Result<Ve
         checks::tables(client, options, server.version()).await?;
         let current = Current::read(client, options, server.version()).await?;
         checks::wanted(options, &current.published())?;
-        Ok(plan::plan(options, &current))
+        Ok((plan::plan(options, &current), server.problems(options)))
     }
     .await;
     end(client).await;

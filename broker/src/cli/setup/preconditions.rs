@@ -65,7 +65,8 @@ impl Server {
         if problems.is_empty() { Ok(()) } else { Err(SetupError::Server(problems)) }
     }
 
-    fn problems(&self, options: &SetupOptions) -> Vec<String> {
+    /// The same as lines, each with its remedy.
+    pub(super) fn problems(&self, options: &SetupOptions) -> Vec<String> {
         let mut problems = self.server.problems(SourceKind::Wal);
         if self.keep_size == "-1" && !options.accept_unbounded_wal {
             problems.push(
@@ -146,19 +147,45 @@ pub(super) async fn may_replicate(client: &Client) -> Result<(), SetupError> {
 
 /// A warning if the broker's role may not use replication, as far as this session can find out.
 pub(super) async fn role_may_replicate(client: &mut Client, role: &str) -> Option<String> {
-    let transaction = client.transaction().await.ok()?;
-    transaction.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await.ok()?;
-    let denied = match transaction.batch_execute(PROBE).await {
-        Err(error) => error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE),
-        Ok(()) => false,
-    };
-    denied.then(|| {
+    denied_to(client, role).await?.then(|| {
         format!(
             "role {role} may not use replication yet; ALTER ROLE {} REPLICATION, or on a managed service grant \
              it the service's replication role",
             ident(role)
         )
     })
+}
+
+/// Whether the role may not use replication; `None`: this session cannot find out.
+async fn denied_to(client: &mut Client, role: &str) -> Option<bool> {
+    let transaction = client.transaction().await.ok()?;
+    transaction.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await.ok()?;
+    let tried = transaction.batch_execute(PROBE).await;
+    Some(tried.is_err_and(|error| error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)))
+}
+
+/// The attributes that the broker's role, which exists, lacks for this source.
+///
+/// # Errors
+/// The role cannot be looked at.
+pub(super) async fn role_lacks(
+    client: &mut Client,
+    options: &SetupOptions,
+) -> Result<Vec<&'static str>, SetupError> {
+    let Some(role) = &options.broker_role else { return Ok(Vec::new()) };
+    let sql = "SELECT rolcanlogin, rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1";
+    let row = client.query_typed_one(sql, &[(role, Type::TEXT)]).await;
+    let row = row.map_err(|error| SetupError::from_postgres("looking at the broker's role", &error))?;
+    let (login, flag): (bool, bool) = (row.get(0), row.get(1));
+    let mut lacks = Vec::new();
+    if !login {
+        lacks.push("LOGIN");
+    }
+    // A service's own role gives the right without the flag.
+    if options.kind == SourceKind::Wal && !flag && denied_to(client, role).await.unwrap_or(true) {
+        lacks.push("REPLICATION");
+    }
+    Ok(lacks)
 }
 
 #[cfg(test)]

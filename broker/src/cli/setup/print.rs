@@ -21,15 +21,36 @@ pub enum Audience {
 
 const STOP_AT_ERRORS: &str = "\\set ON_ERROR_STOP on\nSET search_path = pg_catalog;\n";
 
+/// What the database administrator has to do.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Dba {
+    /// What is wrong with the server, with the remedies. `None`: nobody looked.
+    pub(super) problems: Option<Vec<String>>,
+    /// Attributes that the broker's role lacks.
+    pub(super) lacks: Vec<&'static str>,
+}
+
+impl Dba {
+    /// What is to be done where nobody can look.
+    pub(super) fn unseen(options: &SetupOptions) -> Self {
+        let lacks: &[_] = match (options.kind, &options.broker_role) {
+            (_, None) => &[],
+            (SourceKind::Wal, Some(_)) => &["LOGIN", "REPLICATION"],
+            (SourceKind::Outbox, Some(_)) => &["LOGIN"],
+        };
+        Self { problems: None, lacks: lacks.to_vec() }
+    }
+}
+
 /// The text; only comments where an audience has nothing to do.
-pub(super) fn render(options: &SetupOptions, steps: &[Step], audience: Audience) -> String {
+pub(super) fn render(options: &SetupOptions, steps: &[Step], dba: &Dba, audience: Audience) -> String {
     let wants = |who| audience == Audience::All || audience == who;
     let mut text = String::new();
-    if options.kind == SourceKind::Outbox {
-        return outbox(options, steps, audience);
-    }
     if wants(Audience::Dba) {
-        text.push_str(&dba(options));
+        text.push_str(&administrator(options, dba));
+    }
+    if options.kind == SourceKind::Outbox {
+        return text + &outbox(options, steps, audience);
     }
     // What the owner does when the slot is there.
     let slot = steps.iter().rposition(|step| step.who == Who::Broker).map_or(0, |at| at + 1);
@@ -56,13 +77,6 @@ pub(super) fn render(options: &SetupOptions, steps: &[Step], audience: Audience)
 fn outbox(options: &SetupOptions, steps: &[Step], audience: Audience) -> String {
     let wants = |who| audience == Audience::All || audience == who;
     let mut text = String::new();
-    if wants(Audience::Dba) {
-        text.push_str("-- 1. Run by the database administrator.\n");
-        match &options.broker_role {
-            Some(role) => text.push_str(&format!("ALTER ROLE {} LOGIN;\n", statements::ident(role))),
-            None => text.push_str("-- Nothing to do.\n"),
-        }
-    }
     if wants(Audience::Owner) {
         text.push_str("\n-- 2. Run by the owner of the published tables, with CREATE on the database.\n");
         if steps.is_empty() {
@@ -87,25 +101,36 @@ fn outbox(options: &SetupOptions, steps: &[Step], audience: Audience) -> String 
     text
 }
 
-fn dba(options: &SetupOptions) -> String {
-    let mut text = String::from(
-        "-- 1. Run by the database administrator.\n\
-         --    Server parameters; on a managed service they are set in its console:\n\
-         --      wal_level = logical                (needs a restart)\n\
-         --      max_replication_slots              (two free ones; needs a restart)\n\
-         --      max_wal_senders                    (one free; needs a restart)\n\
-         --      max_slot_wal_keep_size = 10GB      (any limit that the disk holds, not -1)\n",
-    );
-    if let Some(role) = &options.broker_role {
-        let role = statements::ident(role);
-        let _ = write!(
-            text,
-            "--    The broker's role; on a managed service grant it the service's replication role\n\
-             --    instead, such as GRANT rds_replication TO {role}.\n\
-             \\set ON_ERROR_STOP on\nALTER ROLE {role} LOGIN REPLICATION;\n"
-        );
+const PARAMETERS: &str = "\
+    --    Server parameters; on a managed service they are set in its console:
+--      wal_level = logical                (needs a restart)
+--      max_replication_slots              (two free ones; needs a restart)
+--      max_wal_senders                    (one free; needs a restart)
+--      max_slot_wal_keep_size = 10GB      (any limit that the disk holds, not -1)
+";
+
+fn administrator(options: &SetupOptions, dba: &Dba) -> String {
+    let mut text = String::new();
+    match &dba.problems {
+        Some(problems) => problems.iter().for_each(|problem| text.push_str(&format!("--    {problem}\n"))),
+        None if options.kind == SourceKind::Wal => text.push_str(PARAMETERS),
+        None => {}
     }
-    text
+    if let Some(role) = options.broker_role.as_ref().filter(|_| !dba.lacks.is_empty()) {
+        let role = statements::ident(role);
+        if dba.lacks.contains(&"REPLICATION") {
+            let _ = write!(
+                text,
+                "--    The broker's role; on a managed service grant it the service's replication role\n\
+                 --    instead, such as GRANT rds_replication TO {role}.\n"
+            );
+        }
+        let _ = write!(text, "\\set ON_ERROR_STOP on\nALTER ROLE {role} {};\n", dba.lacks.join(" "));
+    }
+    if text.is_empty() {
+        text.push_str("-- Nothing to do.\n");
+    }
+    format!("-- 1. Run by the database administrator.\n{text}")
 }
 
 fn section(options: &SetupOptions, steps: &[Step], who: Who, text: &mut String) {

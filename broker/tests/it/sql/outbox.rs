@@ -125,8 +125,11 @@ async fn printed_statements_make_what_setup_makes() {
     assert_eq!(rows(&owner).await, made);
     assert!(!set_up(&mut owner, &options).await.unwrap().changed());
     let text = printed(Audience::All, &options, Some(&mut owner)).await;
-    assert!(text.contains("ALTER ROLE \"broker\" LOGIN;\n") && !text.contains("wal_level"), "{text}");
-    assert_eq!(text.matches("-- Nothing to do.").count(), 2, "{text}");
+    assert!(!text.contains("ALTER") && !text.contains("wal_level"), "{text}");
+    assert_eq!(text.matches("-- Nothing to do.").count(), 3, "{text}");
+    server.sql("ALTER ROLE broker NOLOGIN");
+    let text = printed(Audience::Dba, &options, Some(&mut owner)).await;
+    assert!(text.contains("ALTER ROLE \"broker\" LOGIN;\n"), "{text}");
     // What the tables are, only the database knows.
     let args = walcast::cli::setup::SetupArgs { print_sql: Some(Audience::All), ..Default::default() };
     let error = walcast::cli::setup::run(&args, &options, None, &mut Vec::new()).await.unwrap_err();

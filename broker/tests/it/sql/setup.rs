@@ -330,7 +330,18 @@ async fn printed_statements_run_as_they_are() {
     let report = set_up(&mut broker, &options).await.unwrap();
     assert_eq!((report.steps, report.warnings), (vec![], vec![]));
     let left = printed(Audience::All, &options, Some(&mut broker)).await;
-    assert_eq!(left.matches("-- Nothing to do.").count(), 2, "{left}");
+    assert_eq!(left.matches("-- Nothing to do.").count(), 3, "{left}");
+    admin.batch_execute("ALTER ROLE \"the broker\" NOREPLICATION").await.unwrap();
+    let left = printed(Audience::Dba, &options, Some(&mut broker)).await;
+    assert!(left.contains("ALTER ROLE \"the broker\" REPLICATION;\n"), "{left}");
+    server.script(ADMIN, "postgres", &left);
+    let left = printed(Audience::Dba, &options, Some(&mut broker)).await;
+    assert!(left.contains("-- Nothing to do.") && !left.contains("ALTER"), "{left}");
+    server.change(&[("max_slot_wal_keep_size", "-1")]).await;
+    let mut broker = server.connect_as("the broker", "test").await;
+    let left = printed(Audience::Dba, &options, Some(&mut broker)).await;
+    assert!(left.contains("--    max_slot_wal_keep_size is -1") && !left.contains("Nothing"), "{left}");
+    let admin = server.admin().await;
     assert_eq!(published(&admin).await, "public.vms{id}");
     broker.batch_execute("SELECT key FROM walcast.key; SELECT FROM vms").await.unwrap();
 }
