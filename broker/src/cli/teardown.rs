@@ -274,6 +274,7 @@ async fn remove_objects(
             steps.push(format!("revoked {grant}"));
         }
     }
+    let leads = schema && leads(&transaction).await.map_err(failed)?;
     if schema {
         if let Err((statement, error)) = drop_schema(&transaction).await {
             transaction.rollback().await.map_err(failed)?;
@@ -291,7 +292,23 @@ async fn remove_objects(
     }
     transaction.commit().await.map_err(failed)?;
     report.steps.extend(steps);
+    if leads {
+        report.warnings.push(
+            "a broker led the outbox, and was left without it: what it had not told yet is lost; stop the brokers".into(),
+        );
+    }
     Ok(())
+}
+
+/// Whether a broker leads the outbox, as far as its lease says. A pooler may be in between, so there is no session to
+/// end: it finds out by itself.
+async fn leads(transaction: &tokio_postgres::Transaction<'_>) -> Result<bool, tokio_postgres::Error> {
+    let sql = "SELECT to_regclass('walcast.outbox_reader') IS NOT NULL";
+    if !transaction.query_typed_one(sql, &[]).await?.try_get(0)? {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM walcast.outbox_reader WHERE leads_until > clock_timestamp())";
+    transaction.query_typed_one(sql, &[]).await?.try_get(0)
 }
 
 /// Names what is dropped instead of CASCADE, which would take along whatever of the application's uses it.

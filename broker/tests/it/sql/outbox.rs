@@ -307,3 +307,20 @@ async fn each_publish_lands_where_it_is_read() {
         assert!(steps.contains(&step.to_owned()), "{steps:?}");
     }
 }
+
+#[tokio::test]
+async fn a_broker_that_leads_is_told_of() {
+    let database = "outbox_led";
+    server::create(database).await;
+    let mut client = server::connect(database, "postgres").await;
+    for (seconds, warnings) in [(3600, 1), (0, 0)] {
+        set_up(&mut client, &options(&[])).await.unwrap();
+        let lead = format!("SELECT walcast.outbox_lead(gen_random_uuid(), {seconds})");
+        client.batch_execute(&lead).await.unwrap();
+        let taken = TeardownOptions { kind: SourceKind::Outbox, ..TeardownOptions::default() };
+        let report = teardown(&mut client, &taken).await.unwrap();
+        assert_eq!(report.steps, ["schema walcast: dropped"]);
+        assert_eq!(report.warnings.len(), warnings, "{report:?}");
+        assert!(report.warnings.iter().all(|warning| warning.contains("stop the brokers")), "{report:?}");
+    }
+}
