@@ -13,8 +13,6 @@ mod preconditions;
 mod print;
 pub(crate) mod statements;
 mod switch;
-mod trigger_body;
-mod trigger_limit;
 mod triggers;
 
 use std::io::Write;

@@ -1,7 +1,10 @@
 //! The triggers that write the rows of published tables to the outbox: what they are to be, and what there is.
 //!
 //! Each table has a function of its own, for columns are named in it and not looked up for each row; what it does is
-//! [`super::trigger_body`]'s. This must never drop or change what is not ours.
+//! [`body`]'s. This must never drop or change what is not ours.
+
+mod body;
+mod limit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,9 +13,9 @@ use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use self::body::{Field, Shape};
 use super::PublishedTable;
 use super::statements::{self, dollar_quoted, ident, literal};
-use super::trigger_body::{Field, Shape};
 use crate::postgres::RENDERING;
 
 /// A schema and a name in it, both unquoted.

@@ -5,8 +5,8 @@
 //! type it has not looked at: its owner may have made a cast that is a function of his own, and that would run with the
 //! rights of ours. (A record is written by its columns' output functions, and those only a superuser makes.)
 
-use super::statements::{ident, literal};
-use super::trigger_limit::{ROW_BYTES_MAX, too_large};
+use super::super::statements::{ident, literal};
+use super::limit::{ROW_BYTES_MAX, too_large};
 
 /// Types below this one have the same oid on every server, and after a restore.
 const FIRST_OWN_TYPE: u32 = 10_000;

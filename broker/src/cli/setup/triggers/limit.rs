@@ -4,7 +4,7 @@
 //! write megabytes beside it. Values are measured before they are read from where they are stored, and the row once more
 //! when it is text. This must never leave out a key that can be written.
 
-use super::trigger_body::{Field, KEY, Shape, record};
+use super::body::{Field, KEY, Shape, record};
 
 /// The text of a row that is sent whole, in bytes.
 pub(super) const ROW_BYTES_MAX: usize = 8 << 20;
