@@ -10,7 +10,7 @@ CREATE TABLE walcast.settings (
     carry           text NOT NULL DEFAULT 'wal'
                         CONSTRAINT carry_is_known_to_this_version CHECK (carry IN ('wal', 'outbox')),
     -- How long one lane of the outbox is written to before the next is.
-    lane_seconds    integer NOT NULL DEFAULT 150 CHECK (lane_seconds BETWEEN 1 AND 86400)
+    lane_seconds    integer NOT NULL DEFAULT 150 CHECK (lane_seconds BETWEEN 1 AND 648000)
 );
 INSERT INTO walcast.settings DEFAULT VALUES;
 

@@ -84,6 +84,14 @@ struct Inner {
     source: Option<(SourceFacts, Instant)>,
 }
 
+impl Inner {
+    /// Says whether the source is read here.
+    fn tell_lead(&self) {
+        let leads = ![Part::Stream, Part::Lease].iter().any(|part| self.unwell.contains_key(part));
+        metrics::gauge!(telemetry::LEADS).set(f64::from(u8::from(leads)));
+    }
+}
+
 impl Health {
     /// All parts well, but for a stream that has not begun and values that nobody has read; the stream counts
     /// as moving for `silence_max` after each sign of life.
@@ -93,34 +101,31 @@ impl Health {
             (Part::Stream, "not connected to Postgres yet".to_owned()),
             (Part::State, "current values are not read yet".to_owned()),
         ]);
-        Self {
-            inner: Mutex::new(Inner { unwell, ..Inner::default() }),
-            silence_max,
-            standing_by: watch::Sender::new(false),
-        }
+        let inner = Inner { unwell, ..Inner::default() };
+        inner.tell_lead();
+        Self { inner: Mutex::new(inner), silence_max, standing_by: watch::Sender::new(false) }
     }
 
     /// The part is well.
     pub fn well(&self, part: Part) {
-        self.inner.lock().unwell.remove(&part);
+        let mut inner = self.inner.lock();
+        inner.unwell.remove(&part);
+        inner.tell_lead();
         if part == Part::Lease {
-            self.stands_by(false);
+            self.standing_by.send_replace(false);
         }
     }
 
     /// The part is unwell: what is wrong, and what to do. Whether that is news.
     pub fn unwell(&self, part: Part, reason: impl Into<String>) -> bool {
         let reason = reason.into();
-        let old = self.inner.lock().unwell.insert(part, reason.clone());
+        let mut inner = self.inner.lock();
+        let old = inner.unwell.insert(part, reason.clone());
+        inner.tell_lead();
         if part == Part::Lease {
-            self.stands_by(true);
+            self.standing_by.send_replace(true);
         }
         old.is_none_or(|old| old != reason)
-    }
-
-    fn stands_by(&self, stands_by: bool) {
-        self.standing_by.send_replace(stands_by);
-        metrics::gauge!(telemetry::LEADS).set(f64::from(u8::from(!stands_by)));
     }
 
     /// Whether another broker has the lease, so that nothing comes here.
@@ -133,7 +138,9 @@ impl Health {
     pub fn beat(&self, now: Instant) {
         let mut inner = self.inner.lock();
         inner.last_beat = Some(now);
-        inner.unwell.remove(&Part::Stream);
+        if inner.unwell.remove(&Part::Stream).is_some() {
+            inner.tell_lead();
+        }
     }
 
     /// What the source saw when it looked at its slots.

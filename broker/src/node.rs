@@ -131,6 +131,8 @@ impl Node {
     pub fn start(config: Config) -> Result<Self, NodeError> {
         let router = compile(&config, &config.table)?;
         let target = config.target()?;
+        // What is measured before it is there is lost.
+        let metrics = telemetry::metrics();
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
         let health = Arc::new(Health::new(config.source.lease * 2));
         let http = bind("http.listen", "--listen", config.http.listen)?;
@@ -179,8 +181,7 @@ impl Node {
             }
         });
         node.spawn("admin", {
-            let router =
-                admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), telemetry::metrics());
+            let router = admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), metrics);
             let (limits, end) = (parts.config.admin.limits(), parts.end.clone());
             async move {
                 listen::serve(admin.0, Arc::new(listen::http::Routed(router)), limits, end).await;

@@ -150,7 +150,7 @@ declare! {
     gauge OUTBOX_LANES = "walcast_outbox_lanes", "lanes of the outbox that hold rows, of eight; label source";
     gauge OUTBOX_BYTES = "walcast_outbox_bytes",
         "what the outbox takes on the server's disk, with indexes; label source";
-    gauge LEADS = "walcast_leads", "1 on the broker that reads the source, 0 on one that stands by";
+    gauge LEADS = "walcast_leads", "1 on a broker that reads the source, 0 on one that stands by or has no stream";
     gauge SLOT_STATUS = "walcast_slot_status",
         "whether a slot's WAL is there: 0 reserved, 1 extended, 2 unreserved, 3 lost; labels source, slot";
     gauge SLOT_SAFE_BYTES = "walcast_slot_safe_bytes",

@@ -16,13 +16,13 @@ use crate::source::server::Server;
 
 /// Lanes that hold what [`SetupOptions::history_age`] asks for, of those that take turns.
 const LANES_KEPT: u64 = 4;
-const LANE_SECONDS: std::ops::RangeInclusive<u64> = 10..=86_400;
+const LANE_SECONDS: std::ops::RangeInclusive<u64> = 10..=648_000;
 
 /// What a broker calls; what these do is in the migration.
 pub(super) const FUNCTIONS: &[&str] = &[
     "walcast.outbox_start(text)",
     "walcast.outbox_ticks(bigint, integer)",
-    "walcast.outbox_rows(bigint, bigint, pg_snapshot, pg_snapshot, bigint, integer, bigint)",
+    "walcast.outbox_rows(bigint, bigint, pg_snapshot, pg_snapshot, bigint, bigint, integer, bigint)",
     "walcast.outbox_ask(uuid)",
     "walcast.outbox_lead(uuid, double precision)",
     "walcast.outbox_leave(bigint)",
@@ -251,6 +251,6 @@ mod tests {
         check("10m", 150);
         check("601s", 151);
         check("600s 1ms", 151);
-        check("30days", 86_400);
+        check("30days", 648_000);
     }
 }

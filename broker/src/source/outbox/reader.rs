@@ -334,7 +334,9 @@ impl Reader {
         let quiet = (quiet_from.major, quiet_from.ordinal);
         let left = answer(table::trim(&self.session, self.lease.token, tick, quiet)).await?;
         self.gauges.lanes.set(f64::from(left.lanes));
-        self.gauges.bytes.set(left.bytes as f64);
+        if let Some(bytes) = left.bytes {
+            self.gauges.bytes.set(bytes as f64);
+        }
         (self.kept, self.trimmed, self.holding) = (kept, Some(now), left.lanes > 0);
         Ok(())
     }

@@ -128,7 +128,7 @@ pub(super) async fn leave(client: &Client, held: i64) -> Result<(), Failure> {
 
 /// Ticks from `first` on.
 pub(super) async fn ticks(client: &Client, first: u64) -> Result<Vec<Tick>, Failure> {
-    const SQL: &str = "SELECT id, snapshot, made_us FROM walcast.outbox_ticks($1, $2)";
+    const SQL: &str = "SELECT id, snapshot, high_id, made_us FROM walcast.outbox_ticks($1, $2)";
     let first = first.cast_signed();
     let params: [(&(dyn ToSql + Sync), Type); 2] = [(&first, Type::INT8), (&TICKS_MAX, Type::INT4)];
     let rows = client.query_typed(SQL, &params).await.map_err(failed)?;
@@ -149,13 +149,14 @@ pub(super) async fn rows(
     after: i64,
 ) -> Result<Page, Failure> {
     const SQL: &str = "SELECT id, xid, topic, options, data, more
-        FROM walcast.outbox_rows($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot, $5, $6, $7)";
+        FROM walcast.outbox_rows($1, $2, $3::text::pg_snapshot, $4::text::pg_snapshot, $5, $6, $7, $8)";
     let base = seen.id.cast_signed();
-    let params: [(&(dyn ToSql + Sync), Type); 7] = [
+    let params: [(&(dyn ToSql + Sync), Type); 8] = [
         (&held, Type::INT8),
         (&base, Type::INT8),
         (&seen.text, Type::TEXT),
         (&upto.text, Type::TEXT),
+        (&upto.high_id, Type::INT8),
         (&after, Type::INT8),
         (&ROWS_MAX, Type::INT4),
         (&BYTES_MAX, Type::INT8),
@@ -166,7 +167,7 @@ pub(super) async fn rows(
 
 /// Makes the next tick behind `last` if there is anything new, or if it is `forced`.
 pub(super) async fn look(client: &Client, held: i64, last: &Tick, forced: bool) -> Result<Look, Failure> {
-    const SQL: &str = "SELECT id, xid, topic, options, data, more, done, snapshot, made_us
+    const SQL: &str = "SELECT id, xid, topic, options, data, more, done, snapshot, high_id, made_us
         FROM walcast.outbox_look($1, $2, $3::text::pg_snapshot, $4, $5, $6)";
     let before = last.id.cast_signed();
     let params: [(&(dyn ToSql + Sync), Type); 6] = [
@@ -191,8 +192,8 @@ pub(super) async fn look(client: &Client, held: i64, last: &Tick, forced: bool) 
 pub(super) struct Left {
     /// Lanes that hold rows.
     pub(super) lanes: i32,
-    /// What all lanes take on disk, with their indexes.
-    pub(super) bytes: i64,
+    /// What all lanes take on disk, with their indexes; `None`: somebody has a lock on one.
+    pub(super) bytes: Option<i64>,
 }
 
 /// Nobody needs what the tick `kept` sees, and nothing was published between `quiet` and the tick behind it.
@@ -203,9 +204,7 @@ pub(super) async fn trim(client: &Client, held: i64, kept: u64, quiet: (u64, u64
         [(&held, Type::INT8), (&kept, Type::INT8), (&quiet.0, Type::INT8), (&quiet.1, Type::INT8)];
     let row = client.query_typed_one(SQL, &params).await.map_err(failed)?;
     let lanes: Option<i32> = row.try_get(0).map_err(failed)?;
-    let bytes: Option<i64> = row.try_get(1).map_err(failed)?;
-    let (lanes, bytes) = lanes.zip(bytes).ok_or_else(lost)?;
-    Ok(Left { lanes, bytes })
+    Ok(Left { lanes: lanes.ok_or_else(lost)?, bytes: row.try_get(1).map_err(failed)? })
 }
 
 /// Begins another number line; `discard`: also what is written, since another server numbered its transactions.
@@ -218,8 +217,8 @@ pub(super) async fn renew(client: &Client, source: &str, held: i64, discard: boo
 
 fn tick(id: u64, row: &Row, from: usize) -> Result<Tick, Failure> {
     let text: &str = row.try_get(from).map_err(failed)?;
-    let made_us = row.try_get(from + 1).map_err(failed)?;
-    Tick::new(id, text, made_us)
+    let (high_id, made_us) = (row.try_get(from + 1).map_err(failed)?, row.try_get(from + 2).map_err(failed)?);
+    Tick::new(id, text, high_id, made_us)
         .ok_or_else(|| Failure::again(format!("the snapshot of tick {id} cannot be read: {text:?}")))
 }
 

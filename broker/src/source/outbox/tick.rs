@@ -17,14 +17,16 @@ pub(super) struct Tick {
     pub(super) snapshot: Snapshot,
     /// The same as Postgres writes it.
     pub(super) text: String,
+    /// No row of it or of an earlier one has a higher id.
+    pub(super) high_id: i64,
     /// When it was made, in microseconds since 1970-01-01 UTC, by the server's clock.
     pub(super) made_us: i64,
 }
 
 impl Tick {
     /// `None`: that is no snapshot.
-    pub(super) fn new(id: u64, text: &str, made_us: i64) -> Option<Self> {
-        Some(Self { id, snapshot: Snapshot::parse(text)?, text: text.to_owned(), made_us })
+    pub(super) fn new(id: u64, text: &str, high_id: i64, made_us: i64) -> Option<Self> {
+        Some(Self { id, snapshot: Snapshot::parse(text)?, text: text.to_owned(), high_id, made_us })
     }
 
     /// Everything of it lies before this.
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     fn tick(id: u64, snapshot: &str) -> Tick {
-        Tick::new(id, snapshot, 5).unwrap()
+        Tick::new(id, snapshot, 0, 5).unwrap()
     }
 
     fn row(xid: u64) -> Written<Option<ChangeKind>> {
@@ -197,7 +199,7 @@ mod tests {
                         let xmin = open.first().copied().unwrap_or(next);
                         let list: Vec<_> = open.iter().map(u64::to_string).collect();
                         let text = format!("{xmin}:{next}:{}", list.join(","));
-                        ticks.push(Tick::new(ticks.len() as u64 + 1, &text, 0).unwrap());
+                        ticks.push(Tick::new(ticks.len() as u64 + 1, &text, 0, 0).unwrap());
                     }
                 }
             }
