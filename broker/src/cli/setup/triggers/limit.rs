@@ -58,13 +58,14 @@ impl Shape<'_> {
     }
 
     /// Makes the rows of a change that is too large: without the values above their share, else with short ones only,
-    /// else with nothing.
+    /// else with nothing. Where none is above its share, the text would be the one that was too large, and making it may
+    /// take long.
     pub(super) fn cut_down(&self) -> String {
-        let cut_new = self.cut("NEW", "new");
-        let cut_old = if self.full {
+        let (above_new, cut_new) = self.cut("NEW", "new");
+        let (above_old, cut_old) = if self.full {
             self.cut("OLD", "old")
         } else {
-            format!("old_row := {}::pg_catalog.text;", self.key_of("OLD"))
+            (String::new(), format!("old_row := {}::pg_catalog.text;", self.key_of("OLD")))
         };
         let (altered, too_large) = (self.cut_altered(), too_large());
         format!(
@@ -73,6 +74,14 @@ impl Shape<'_> {
         END IF;
         FOREACH most IN ARRAY ARRAY[{ROW_BYTES_MAX} / greatest(jsonb_array_length(columns), 1), {VALUE_BYTES_MAX}] LOOP
             BEGIN
+                IF TG_OP <> 'DELETE' AND same THEN
+                    {above_new}
+                END IF;
+                IF TG_OP <> 'INSERT' AND same THEN
+                    {above_old}
+                END IF;
+                CONTINUE WHEN same AND most > {VALUE_BYTES_MAX}
+                    AND coalesce(cardinality(new_omitted), 0) + coalesce(cardinality(old_omitted), 0) = 0;
                 IF TG_OP <> 'DELETE' AND same THEN
                     {cut_new}
                 ELSIF TG_OP <> 'DELETE' THEN
@@ -101,8 +110,8 @@ impl Shape<'_> {
         )
     }
 
-    /// `row` without the values that are longer than `most`, and which those are.
-    fn cut(&self, row: &str, to: &str) -> String {
+    /// Which values of `row` are longer than `most`; and, as the second statement, the row without those.
+    fn cut(&self, row: &str, to: &str) -> (String, String) {
         let omitted = self
             .long()
             .map(|(number, field)| format!("CASE WHEN {} > most THEN {number} END", field.size(row)));
@@ -112,9 +121,9 @@ impl Shape<'_> {
             values[number] = format!("CASE WHEN {number} <> ALL ({to}_omitted) THEN {} END", field.of(row));
         }
         let values = record(values.into_iter());
-        format!(
-            "{to}_omitted := array_remove(ARRAY[{omitted}]::pg_catalog.int4[], NULL);
-                    {to}_row := {values}::pg_catalog.text;"
+        (
+            format!("{to}_omitted := array_remove(ARRAY[{omitted}]::pg_catalog.int4[], NULL);"),
+            format!("{to}_row := {values}::pg_catalog.text;"),
         )
     }
 
