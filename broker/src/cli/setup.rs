@@ -248,7 +248,7 @@ pub async fn run(
             None if options.kind == SourceKind::Outbox && !options.tables.is_empty() => {
                 return Err(SetupError::Rules(vec![
                     "--print-sql: the triggers of the outbox depend on the tables as they are; name the database by \
-                     --database-url, as any role that may connect"
+                     --database-url, as the owner, or the broker's role"
                         .into(),
                 ]));
             }

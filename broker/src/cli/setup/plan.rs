@@ -252,7 +252,8 @@ fn pending(
         None => Ok(ours),
         Some(version) => Err(SetupError::Server(vec![format!(
             "schema walcast: migration V{version} is not one of this version's, so this walcast is older than the one \
-             that set up; use that one, or a later one"
+             that set up: use that one, or a later one; or the schema is of an unreleased version: run `walcast teardown`, \
+             then setup"
         )])),
     }
 }

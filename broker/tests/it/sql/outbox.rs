@@ -133,7 +133,7 @@ async fn printed_statements_make_what_setup_makes() {
     // What the tables are, only the database knows.
     let args = walcast::cli::setup::SetupArgs { print_sql: Some(Audience::All), ..Default::default() };
     let error = walcast::cli::setup::run(&args, &options, None, &mut Vec::new()).await.unwrap_err();
-    assert!(error.to_string().contains("--database-url"), "{error}");
+    assert!(error.to_string().contains("--database-url, as the owner"), "{error}");
 }
 
 #[tokio::test]
@@ -246,10 +246,17 @@ async fn a_later_versions_schema_is_left_alone() {
     let server = Server::tuned(&[]).await;
     let log = SetupOptions::default();
     server.set_up(&log).await.unwrap();
-    server.sql("INSERT INTO walcast.refinery_schema_history VALUES (999, 'later', '', '1')");
-    for options in [log, options(&[])] {
-        let error = server.set_up(&options).await.unwrap_err().to_string();
-        assert!(error.contains("V999") && error.contains("older than the one that set up"), "{error}");
+    for (sql, migration) in [
+        ("INSERT INTO walcast.refinery_schema_history VALUES (999, 'later', '', '1')", "V999 "),
+        ("UPDATE walcast.refinery_schema_history SET checksum = '1' WHERE version = 2", "V2 "),
+    ] {
+        server.sql(sql);
+        for options in [&log, &options(&[])] {
+            let error = server.set_up(options).await.unwrap_err().to_string();
+            for part in [migration, "older than the one that set up", "`walcast teardown`"] {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+        }
     }
 }
 
