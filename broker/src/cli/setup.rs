@@ -273,31 +273,45 @@ pub async fn run(
             "setup needs a connection to Postgres; pass --database-url or set WALCAST_DATABASE_URL".into(),
         ));
     };
-    setup(client, options).await?.write(args.json, "Nothing to do: everything is set up.", out)?;
-    Ok(())
+    let mut report = Report::default();
+    let ended = set_up(client, options, &mut report).await;
+    // What is done is done, also where the rest could not be, and a warning that comes of it is not told again.
+    if ended.is_ok() || report.changed() {
+        report.write(args.json, "Nothing to do: everything is set up.", out)?;
+    }
+    ended
 }
 
 /// Sets up. Running it again changes nothing.
 ///
 /// # Errors
-/// See [`SetupError`]. Steps taken before the error stay; a later run goes on from there.
+/// See [`SetupError`]. Steps taken before the error stay; a later run goes on from there. What these were, and what is to
+/// be known of them, only [`run`] tells then.
 pub async fn setup(client: &mut Client, options: &SetupOptions) -> Result<Report, SetupError> {
-    let (mut report, switched) = if options.kind == SourceKind::Outbox {
-        outbox::setup(client, options).await?
-    } else {
-        begin(client, options.lock_timeout).await?;
-        let result = setup_in_session(client, options).await;
-        end(client).await;
-        result?
-    };
-    if switched {
-        switch::settle(client, options.lock_timeout, &mut report).await;
-    }
-    Ok(report)
+    let mut report = Report::default();
+    set_up(client, options, &mut report).await.map(|()| report)
 }
 
-/// What was done, and whether publishers were switched over.
-async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result<(Report, bool), SetupError> {
+async fn set_up(client: &mut Client, options: &SetupOptions, report: &mut Report) -> Result<(), SetupError> {
+    if options.kind == SourceKind::Outbox {
+        let switched;
+        (*report, switched) = outbox::setup(client, options).await?;
+        if switched {
+            switch::settle(client, options.lock_timeout, report).await;
+        }
+        return Ok(());
+    }
+    begin(client, options.lock_timeout).await?;
+    let result = set_up_in_session(client, options, report).await;
+    end(client).await;
+    result
+}
+
+async fn set_up_in_session(
+    client: &mut Client,
+    options: &SetupOptions,
+    report: &mut Report,
+) -> Result<(), SetupError> {
     let server = Server::read(client, options).await?;
     server.refuse(options)?;
     checks::roles(client, options).await?;
@@ -307,15 +321,19 @@ async fn setup_in_session(client: &mut Client, options: &SetupOptions) -> Result
     if current.needs_slot() {
         preconditions::may_replicate(client).await?;
     }
-    let mut report = Report { steps: Vec::new(), warnings: server.warnings(options) };
+    report.warnings = server.warnings(options);
     for step in plan::plan(options, &current) {
         take(client, options, &step).await?;
         report.steps.push(step.what);
+        // Before anything else, which may fail: a later run finds publishers switched over, and asks no more.
+        if step.switches && current.switches_publishers(options) {
+            switch::settle(client, options.lock_timeout, report).await;
+        }
     }
     if let Some(role) = &options.broker_role {
         report.warnings.extend(preconditions::role_may_replicate(client, role).await);
     }
-    Ok((report, current.switches_publishers(options)))
+    Ok(())
 }
 
 /// What is missing, and what is wrong with the server.

@@ -93,27 +93,30 @@ impl Found {
     /// What is missing once schema, generation and grants are there.
     pub(super) fn steps(&self, options: &SetupOptions) -> Vec<Step> {
         let mut steps = Vec::new();
-        let mut step = |what: String, failed: String, sql: Vec<String>| {
-            steps.push(Step { who: Who::Owner, what, failed, action: Action::Transaction(sql) });
+        let mut step = |what: String, failed: String, sql: Vec<String>, switches: bool| {
+            let action = Action::Transaction(sql);
+            steps.push(Step { who: Who::Owner, what, failed, action, switches });
         };
         let outbox = options.kind == SourceKind::Outbox;
         if outbox && !self.begun {
             let sql = vec!["SELECT walcast.outbox_begin()".to_owned()];
-            step("outbox: first tick made".into(), "outbox: no first tick made".into(), sql);
+            step("outbox: first tick made".into(), "outbox: no first tick made".into(), sql, false);
         }
         // Triggers do nothing while messages travel by the log, so they come before what makes them work, and go after.
         let triggers = triggers::plan(&self.wanted, &self.triggers);
-        let triggers = triggers.map(|(what, sql)| (what, "triggers: not changed".to_owned(), sql));
-        let settings = self.settings(options);
-        for (what, failed, sql) in
+        let triggers = triggers.map(|(what, sql)| (what, "triggers: not changed".to_owned(), sql, false));
+        let settings = self
+            .settings(options)
+            .map(|(what, sql)| (what, "settings: not changed".to_owned(), sql, self.switches(options)));
+        for (what, failed, sql, switches) in
             if outbox { [triggers, settings] } else { [settings, triggers] }.into_iter().flatten()
         {
-            step(what, failed, sql);
+            step(what, failed, sql, switches);
         }
         steps
     }
 
-    fn settings(&self, options: &SetupOptions) -> Option<(String, String, Vec<String>)> {
+    fn settings(&self, options: &SetupOptions) -> Option<(String, Vec<String>)> {
         let kind = options.kind.as_str();
         let seconds = lane_seconds(options.history_age);
         let lanes = options.kind == SourceKind::Outbox && i64::from(self.lane_seconds) != i64::from(seconds);
@@ -132,7 +135,7 @@ impl Found {
             sql.push_str(&format!(", lane_seconds = {seconds}"));
             what.push_str(&format!(", in lanes of {seconds} s"));
         }
-        Some((what, "settings: not changed".into(), vec![sql]))
+        Some((what, vec![sql]))
     }
 }
 

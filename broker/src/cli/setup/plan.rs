@@ -30,6 +30,8 @@ pub(super) struct Step {
     /// For people, where it failed: what it did not do.
     pub(super) failed: String,
     pub(super) action: Action,
+    /// Publishers send another way once it is taken.
+    pub(super) switches: bool,
 }
 
 /// How it is done.
@@ -303,7 +305,7 @@ fn wanted_grants(options: &SetupOptions, brokers: &[String]) -> Vec<Grant> {
 pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut step = |who, (what, failed): (String, String), action| {
-        steps.push(Step { who, what, failed, action });
+        steps.push(Step { who, what, failed, action, switches: false });
     };
     if !current.pending.is_empty() {
         let names: Vec<_> =

@@ -3,7 +3,7 @@
 //! A transaction that was open then may, also one that has written nothing yet and so has no id: a session is sure to
 //! hear of what others changed in the catalog only when a transaction of its begins. Nothing tells whether it will
 //! publish at all. What it sends is lost if the old broker is gone by then, so setup waits for it, as long as it would for
-//! a lock. It must never fail setup, for all is done by now, nor look by more than single statements: there may be a
+//! a lock. It must never fail setup, for the switch is made by now, nor look by more than single statements: there may be a
 //! pooler in between.
 
 use std::collections::BTreeMap;

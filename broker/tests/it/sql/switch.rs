@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use walcast::cli::setup::{Report, SetupOptions, setup as set_up};
+use walcast::cli::setup::{Report, SetupArgs, SetupOptions, run, setup as set_up};
 use walcast::postgres::Session;
 use walcast::source::SourceKind;
 
 use super::functions::messages;
 use super::outbox::{options, written};
-use super::setup::text;
+use super::setup::{table, text};
 use crate::harness::pooler::Pooler;
 use crate::server::{self, Server};
 use crate::wait::until;
@@ -99,6 +99,33 @@ async fn setup_waits_for_what_is_open() {
         assert!(!report.warnings.iter().any(|warning| warning.contains("old way")), "{report:?}");
         app.batch_execute("COMMIT").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn it_is_named_where_the_rest_fails_as_well() {
+    let server = Server::tuned(&[]).await;
+    let mut admin = server.admin().await;
+    admin.batch_execute("CREATE TABLE a (id int PRIMARY KEY)").await.unwrap();
+    let options = |kind| SetupOptions { tables: vec![table("public.a", None)], ..waiting(kind, SHORT) };
+    for kind in [SourceKind::Wal, SourceKind::Outbox] {
+        set_up(&mut admin, &options(kind)).await.unwrap();
+    }
+    let (app, reader) =
+        (server.connect_as("postgres", "app").await, server.connect_as("postgres", "reader").await);
+    app.batch_execute("BEGIN; SELECT walcast.publish('t', '1')").await.unwrap();
+    reader.batch_execute("BEGIN; SELECT FROM a").await.unwrap();
+    let mut out = Vec::new();
+    let back = options(SourceKind::Wal);
+    let error = run(&SetupArgs::default(), &back, Some(&mut admin), &mut out).await.unwrap_err().to_string();
+    assert!(error.starts_with("triggers: not changed: public.a is locked by "), "{error}");
+    let told = String::from_utf8(out).unwrap();
+    let warning = told.lines().find(|line| line.starts_with("warning: ") && line.contains("the old way"));
+    let warning = warning.unwrap_or_else(|| panic!("{told}"));
+    assert!(warning.contains(&pid(&app).await), "{warning}");
+    assert!(told.contains("settings: from now on publishers send through the write-ahead log"), "{told}");
+    reader.batch_execute("COMMIT").await.unwrap();
+    let report = set_up(&mut admin, &back).await.unwrap();
+    assert_eq!(report.steps, ["triggers: public.a dropped"]);
 }
 
 #[tokio::test]
