@@ -13,6 +13,7 @@ mod preconditions;
 mod print;
 pub(crate) mod statements;
 mod switch;
+pub(super) mod tries;
 mod triggers;
 
 use std::io::Write;
@@ -27,6 +28,7 @@ use self::preconditions::Server;
 pub(super) use self::preconditions::replication_denied;
 pub use self::print::Audience;
 use self::print::Dba;
+use self::tries::{Refused, Tries};
 use super::exit::{self, Failure};
 use crate::postgres::describe;
 use crate::source::SourceKind;
@@ -359,14 +361,13 @@ async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Resul
     let doing = |error: &tokio_postgres::Error| SetupError::from_refusal(&step.failed, error, STATEMENTS);
     match &step.action {
         Action::Transaction(sql) => {
-            let transaction = client.transaction().await.map_err(|error| doing(&error))?;
-            for statement in sql {
-                if let Err(error) = transaction.batch_execute(statement).await {
-                    transaction.rollback().await.map_err(|error| doing(&error))?;
-                    return Err(locks::refusal(client, &step.failed, statement, &error, STATEMENTS).await);
+            let tries = Tries::new(options.lock_timeout);
+            loop {
+                match try_statements(client, &step.failed, sql, &tries).await {
+                    Err(Refused::Locked(_)) if tries.again().await => {}
+                    ended => return Ok(ended?),
                 }
             }
-            transaction.commit().await.map_err(|error| doing(&error))
         }
         Action::DropLostSlot => {
             client.batch_execute(&statements::drop_slot(&options.source)).await.map_err(|error| doing(&error))
@@ -382,6 +383,25 @@ async fn take(client: &mut Client, options: &SetupOptions, step: &Step) -> Resul
             }
         }
     }
+}
+
+/// Runs `sql` in one transaction.
+async fn try_statements(
+    client: &mut Client,
+    failed: &str,
+    sql: &[String],
+    tries: &Tries,
+) -> Result<(), Refused> {
+    let doing = |error| SetupError::from_refusal(failed, &error, STATEMENTS);
+    let transaction = client.transaction().await.map_err(doing)?;
+    tries.limit(transaction.client()).await.map_err(doing)?;
+    for statement in sql {
+        if let Err(error) = transaction.batch_execute(statement).await {
+            transaction.rollback().await.map_err(doing)?;
+            return Err(locks::refusal(client, failed, statement, &error, STATEMENTS).await);
+        }
+    }
+    Ok(transaction.commit().await.map_err(doing)?)
 }
 
 /// Slot creation waits until every transaction that was open when it began has ended. Says which are open.

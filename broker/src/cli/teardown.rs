@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::setup::statements::{self, ident};
+use super::setup::tries::{Refused, Tries};
 use super::setup::{Report, SetupError, begin, end, locks, outbox};
 use crate::source::SourceKind;
 
@@ -229,16 +230,33 @@ async fn drop_slot(client: &Client, name: &str, report: &mut Report) -> Result<(
     Ok(())
 }
 
-/// Triggers, publication, grants and schema, in one transaction.
+/// Triggers, publication, grants and schema, in one transaction, which is tried until it has its locks.
 async fn remove_objects(
     client: &mut Client,
     options: &TeardownOptions,
     report: &mut Report,
 ) -> Result<(), SetupError> {
+    let tries = Tries::new(options.lock_timeout);
+    loop {
+        match try_to_remove(client, options, report, &tries).await {
+            Err(Refused::Locked(_)) if tries.again().await => {}
+            ended => return Ok(ended?),
+        }
+    }
+}
+
+async fn try_to_remove(
+    client: &mut Client,
+    options: &TeardownOptions,
+    report: &mut Report,
+    tries: &Tries,
+) -> Result<(), Refused> {
     let failed = |error| SetupError::from_postgres("removing the schema walcast", &error);
+    let refused = |doing: &str, error| Refused::new(&error, SetupError::from_postgres(doing, &error));
     let transaction = client.transaction().await.map_err(failed)?;
-    outbox::begin(transaction.client(), options.lock_timeout).await?;
+    outbox::begin(transaction.client(), tries.left()).await?;
     rights::refuse(transaction.client(), options).await?;
+    tries.limit(transaction.client()).await.map_err(failed)?;
     let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), to_regnamespace('walcast') IS NOT NULL,
         to_regclass('walcast.granted') IS NOT NULL";
     let found =
@@ -258,8 +276,7 @@ async fn remove_objects(
     if publication {
         let name = &options.publication;
         let dropped = transaction.batch_execute(&format!("DROP PUBLICATION {}", ident(name))).await;
-        dropped
-            .map_err(|error| SetupError::from_postgres(&format!("dropping publication {name}"), &error))?;
+        dropped.map_err(|error| refused(&format!("dropping publication {name}"), error))?;
         steps.push(format!("publication {name}: dropped"));
     }
     if grants {
@@ -270,7 +287,7 @@ async fn remove_objects(
         for row in transaction.query_typed(sql, &[]).await.map_err(failed)? {
             let grant: String = row.get(0);
             let revoked = transaction.batch_execute(&format!("REVOKE {grant}")).await;
-            revoked.map_err(|error| SetupError::from_postgres(&format!("revoking {grant}"), &error))?;
+            revoked.map_err(|error| refused(&format!("revoking {grant}"), error))?;
             steps.push(format!("revoked {grant}"));
         }
     }
@@ -284,6 +301,7 @@ async fn remove_objects(
                         "objects outside the schema walcast use it: {}; drop or change them and run teardown again",
                         db.detail().unwrap_or("unknown").replace('\n', "; ")
                     ))
+                    .into()
                 }
                 _ => locks::refusal(client, "dropping the schema walcast", &statement, &error, "").await,
             });

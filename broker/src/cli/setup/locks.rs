@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
+use super::tries::Refused;
 use super::{SetupError, statements};
 
 /// Locks on tables, from the weakest on.
@@ -41,15 +41,16 @@ pub(in crate::cli) async fn refusal(
     statement: &str,
     error: &tokio_postgres::Error,
     who: &str,
-) -> SetupError {
-    let locked = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
-    match if locked { in_the_way(statement, &held(client).await) } else { None } {
+) -> Refused {
+    let holders = if Refused::is_lock(error) { in_the_way(statement, &held(client).await) } else { None };
+    let meaning = match holders {
         None => SetupError::from_refusal(failed, error, who),
         Some(holders) => SetupError::Blocked(format!(
             "{failed}: {holders}; end what is in the way, for example by pg_terminate_backend(pid), or wait longer with \
              --lock-timeout"
         )),
-    }
+    };
+    Refused::new(error, meaning)
 }
 
 async fn held(client: &Client) -> Vec<Held> {

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::plan::{Action, Current, Step, Who};
+use super::tries::{Refused, Tries};
 use super::triggers::{self, Wanted};
 use super::{Report, STATEMENTS, SetupError, SetupOptions, checks, locks, plan, statements};
 use crate::source::SourceKind;
@@ -146,17 +147,32 @@ fn lane_seconds(age: Duration) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
-/// Looks, refuses what would not work, and takes the missing steps, all in one transaction. What was done, and whether
-/// publishers were switched over.
+/// Looks, refuses what would not work, and takes the missing steps, all in one transaction, which is tried until it has
+/// its locks. What was done, and whether publishers were switched over.
 ///
 /// # Errors
 /// See [`SetupError`]. Nothing was changed then.
 pub(super) async fn setup(client: &mut Client, options: &SetupOptions) -> Result<(Report, bool), SetupError> {
+    let tries = Tries::new(options.lock_timeout);
+    loop {
+        match try_setup(client, options, &tries).await {
+            Err(Refused::Locked(_)) if tries.again().await => {}
+            ended => return Ok(ended?),
+        }
+    }
+}
+
+async fn try_setup(
+    client: &mut Client,
+    options: &SetupOptions,
+    tries: &Tries,
+) -> Result<(Report, bool), Refused> {
     let mut report = Report::default();
     let failed = |error| SetupError::from_postgres("setting up", &error);
     let transaction = client.transaction().await.map_err(failed)?;
-    let (current, warnings) = look(transaction.client(), options).await?;
+    let (current, warnings) = look(transaction.client(), options, tries.left()).await?;
     report.warnings = warnings;
+    tries.limit(transaction.client()).await.map_err(failed)?;
     for step in plan::plan(options, &current) {
         let Action::Transaction(sql) = &step.action else { continue };
         for statement in sql {
@@ -181,14 +197,18 @@ pub(super) async fn missing_steps(
 ) -> Result<Vec<Step>, SetupError> {
     let failed = |error| SetupError::from_postgres("looking at what is set up", &error);
     let transaction = client.transaction().await.map_err(failed)?;
-    let (current, _) = look(transaction.client(), options).await?;
+    let (current, _) = look(transaction.client(), options, options.lock_timeout).await?;
     transaction.rollback().await.map_err(failed)?;
     Ok(plan::plan(options, &current))
 }
 
 /// What there is, and what the operator should know.
-async fn look(client: &Client, options: &SetupOptions) -> Result<(Current, Vec<String>), SetupError> {
-    begin(client, options.lock_timeout).await?;
+async fn look(
+    client: &Client,
+    options: &SetupOptions,
+    lock_timeout: Duration,
+) -> Result<(Current, Vec<String>), SetupError> {
+    begin(client, lock_timeout).await?;
     let version = version(client).await?;
     checks::roles(client, options).await?;
     checks::tables(client, options, version).await?;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::plan::{Action, Step, Who};
-use super::{SetupOptions, statements};
+use super::{SetupOptions, statements, tries};
 use crate::source::SourceKind;
 
 /// Whose statements are printed.
@@ -86,6 +86,10 @@ fn outbox(options: &SetupOptions, steps: &[Step], audience: Audience) -> String 
             for setting in statements::transaction(options.lock_timeout) {
                 let _ = writeln!(text, "{setting};");
             }
+            // As setup does it, but for the tries.
+            text.push_str("-- If a lock is refused, nothing is done: run it again.\n");
+            let _ =
+                writeln!(text, "{};", statements::lock_timeout(options.lock_timeout.min(tries::WAIT_MAX)));
             for step in steps {
                 let _ = write!(text, "\n-- {}\n", step.what);
                 if let Action::Transaction(sql) = &step.action {

@@ -52,9 +52,14 @@ pub(crate) fn transaction(lock_timeout: Duration) -> [String; 5] {
         "SET LOCAL search_path = pg_catalog".into(),
         "SET LOCAL statement_timeout = 0".into(),
         "SET LOCAL idle_in_transaction_session_timeout = 0".into(),
-        format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis().min(i32::MAX as u128)),
+        self::lock_timeout(lock_timeout),
         "SELECT pg_advisory_xact_lock(hashtext('walcast setup'))".into(),
     ]
+}
+
+/// From here to the end of the transaction.
+pub(crate) fn lock_timeout(limit: Duration) -> String {
+    format!("SET LOCAL lock_timeout = {}", limit.as_millis().min(i32::MAX as u128))
 }
 
 pub(crate) fn table(schema: &str, name: &str) -> String {
