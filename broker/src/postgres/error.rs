@@ -221,6 +221,14 @@ fn classify(error: &ServerError) -> (ConnectErrorKind, &'static str) {
         ),
         // As PgBouncer says it; a server would name a setting that it does not know.
         "08P01" if error.message.contains("startup parameter") => (Kind::Pooler, AT_POOLER),
+        // Likewise: it has one code for all that it refuses.
+        "08P01" if error.message.contains("authentication failed") => (
+            Kind::Authentication,
+            "; check the user and the password, here and in the pooler's list of users",
+        ),
+        "08P01" if error.message.contains("no such database") => {
+            (Kind::DatabaseMissing, "; add it to the pooler's list of databases, or correct dbname")
+        }
         _ => (Kind::Server, ""),
     }
 }
@@ -230,13 +238,25 @@ mod tests {
     use super::*;
 
     fn server(code: &str) -> ConnectError {
-        let error = ServerError {
-            code: SqlState::from_code(code),
-            message: "refused".into(),
-            detail: None,
-            hint: None,
-        };
+        said(code, "refused")
+    }
+
+    fn said(code: &str, message: &str) -> ConnectError {
+        let code = SqlState::from_code(code);
+        let error = ServerError { code, message: message.into(), detail: None, hint: None };
         ConnectError::server("db:5432", &error)
+    }
+
+    #[test]
+    fn what_a_pooler_refuses_is_told_apart_by_its_words() {
+        let check = |message: &str, expected: ConnectErrorKind| {
+            assert_eq!(said("08P01", message).kind, expected, "{message}");
+        };
+        check("password authentication failed", ConnectErrorKind::Authentication);
+        check("SASL authentication failed", ConnectErrorKind::Authentication);
+        check("no such database: app", ConnectErrorKind::DatabaseMissing);
+        check("unsupported startup parameter: replication", ConnectErrorKind::Pooler);
+        check("pgbouncer cannot connect to server", ConnectErrorKind::Server);
     }
 
     #[test]

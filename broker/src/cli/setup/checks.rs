@@ -114,9 +114,12 @@ async fn identity_problem(
     for row in client.query_typed(sql, &[(&oid, Type::OID)]).await? {
         let (leaf, replident, identity): (String, String, Vec<String>) = (row.get(0), row.get(1), row.get(2));
         if identity.is_empty() {
+            let so = match kind {
+                SourceKind::Wal => "once it is published its UPDATE and DELETE fail for the application",
+                SourceKind::Outbox => "nothing tells which of its rows an UPDATE or DELETE was of",
+            };
             return Ok(Some(format!(
-                "table {leaf} has no replica identity, so once it is published its UPDATE and DELETE fail for \
-                 the application; ALTER TABLE {leaf} ADD PRIMARY KEY (…), or ALTER TABLE {leaf} REPLICA \
+                "table {leaf} has no replica identity, so {so}; ALTER TABLE {leaf} ADD PRIMARY KEY (…), or ALTER TABLE {leaf} REPLICA \
                  IDENTITY FULL"
             )));
         }

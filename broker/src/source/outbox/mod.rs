@@ -129,6 +129,7 @@ impl Outbox {
             from = %Position::before(from),
             %epoch,
             ticks = standing.last - last.id,
+            holder = self.holder,
             "reading the outbox"
         );
         let (out, pages) = mpsc::channel(PAGES);
