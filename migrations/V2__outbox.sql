@@ -128,7 +128,11 @@ END $$;
 -- Which transactions are over by the snapshot `upto` and were not by `seen`: those from `first` on, before `behind`. Rows of
 -- what is still open are stepped over without a look at them: there may be a million.
 CREATE FUNCTION walcast.news(seen pg_snapshot, upto pg_snapshot) RETURNS TABLE (first xid8, behind xid8)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    -- Not a function in SQL, which is planned anew for each call.
+    RETURN QUERY
     WITH open AS (
         SELECT o.xid FROM pg_snapshot_xip(upto) AS o(xid) WHERE o.xid >= pg_snapshot_xmax(seen)
     )
@@ -140,8 +144,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     FROM open AS o
     UNION ALL
     SELECT o.xid, (o.xid::text::bigint + 1)::text::xid8
-    FROM pg_snapshot_xip(seen) AS o(xid) WHERE pg_visible_in_snapshot(o.xid, upto)
-$$;
+    FROM pg_snapshot_xip(seen) AS o(xid) WHERE pg_visible_in_snapshot(o.xid, upto);
+END $$;
 
 -- Whether there is a row that the snapshot `upto` sees and `seen` does not.
 CREATE FUNCTION walcast.holds_new(seen pg_snapshot, upto pg_snapshot) RETURNS boolean
