@@ -308,7 +308,8 @@ impl Reader {
         let held = held.filter(|held| held.token == *token).ok_or_else(lost)?;
         if held.asked_by.is_some() && held.asked_by != *asked_by && held.asked_by.as_ref() != Some(holder) {
             answer(table::leave(&self.session, *token)).await?;
-            let message = "another broker was told to take over, and leads from here on: stop this one".to_owned();
+            let message =
+                "another broker was told to take over, and leads from here on: stop this one".to_owned();
             return Err(Failure { message, kind: Kind::HandedOver });
         }
         self.lease.since = since;
