@@ -1,10 +1,12 @@
 //! An event as bytes, made once and shared by every transport and every subscriber.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
 use super::merge::merge;
@@ -75,6 +77,50 @@ impl Encoded {
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
         self.frame.len() + self.topic.as_str().len() + OVERHEAD_BYTES
+    }
+}
+
+/// Why bytes are no encoded event.
+#[derive(Debug, thiserror::Error)]
+pub enum NotEncoded {
+    /// They are no event object.
+    #[error("no event: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Its cursor or its topic are not of the form that all nodes of this version write.
+    #[error("its {0} is not one")]
+    Word(&'static str),
+}
+
+impl Encoded {
+    /// Takes an event object as another node has encoded it; its bytes are told on untouched.
+    ///
+    /// # Errors
+    /// See [`NotEncoded`].
+    pub fn read(json: &[u8]) -> Result<Self, NotEncoded> {
+        #[derive(Deserialize)]
+        struct Known<'a> {
+            #[serde(borrow)]
+            cursor: Cow<'a, str>,
+            #[serde(borrow)]
+            topic: Cow<'a, str>,
+            #[serde(borrow)]
+            data: &'a RawValue,
+        }
+        let known: Known<'_> = serde_json::from_slice(json)?;
+        let cursor = known.cursor.parse().map_err(|_| NotEncoded::Word("cursor"))?;
+        let topic = Topic::new(&known.topic).map_err(|_| NotEncoded::Word("topic"))?;
+        let before = HEADER_BYTES_MAX + TEXT_PREFIX.len();
+        // What was read borrows from `json`, so its place there is the difference of two addresses.
+        let start = before + (known.data.get().as_ptr().addr() - json.as_ptr().addr());
+        let end = start + known.data.get().len();
+        let mut out = Vec::with_capacity(before + json.len() + 1);
+        out.extend_from_slice(&[0; HEADER_BYTES_MAX]);
+        out.extend_from_slice(TEXT_PREFIX.as_bytes());
+        out.extend_from_slice(json);
+        out.push(b'}');
+        let header = write_header(&mut out);
+        let frame = Bytes::from(out);
+        Ok(Self { cursor, topic, frame, header, data: (clamp(start), clamp(end)), index: 0 })
     }
 }
 
@@ -169,8 +215,6 @@ impl Encoder {
         out.extend_from_slice(b"}}");
         let header = write_header(&mut out);
         out.shrink_to_fit();
-        // Events are bounded far below 4 GiB; a longer one would have been cut by the router.
-        let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Encoded {
             cursor,
             topic: event.topic.clone(),
@@ -180,6 +224,11 @@ impl Encoder {
             index: 0,
         }
     }
+}
+
+/// Events are bounded far below 4 GiB; a longer one would have been cut by the router.
+fn clamp(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Writes the header of an unmasked text frame before the text; where it begins (RFC 6455, section 5.2).
@@ -270,6 +319,12 @@ mod tests {
         let frame: walcast_wire::ServerFrame<serde_json::Value> =
             serde_json::from_slice(&encoded.websocket_frame()[4..]).unwrap();
         assert!(matches!(frame, walcast_wire::ServerFrame::Event(_)));
+
+        let read = Encoded::read(&encoded.json()).unwrap();
+        assert_eq!((read.websocket_frame(), read.data()), (encoded.websocket_frame(), encoded.data()));
+        assert_eq!((read.cursor(), read.topic()), (encoded.cursor(), encoded.topic()));
+        Encoded::read(&encoded.json()[1..]).unwrap_err();
+        Encoded::read(br#"{"cursor":"1","topic":"a","data":1}"#).unwrap_err();
 
         let unlogged = Commit { major: 7, lsn: None, xid: 9, time_us: 0 };
         let event = Event { commit: Some(Arc::new(unlogged)), ..event };

@@ -7,6 +7,7 @@
 mod encoded;
 mod history;
 mod merge;
+pub mod page;
 mod registry;
 mod retained;
 mod subscription;
@@ -21,8 +22,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use walcast_wire::{Cursor, Epoch, Op, Position, ResetReason, Topic, TopicPattern};
 
-pub use self::encoded::Encoded;
 use self::encoded::Encoder;
+pub use self::encoded::{Encoded, NotEncoded};
 use self::history::{History, Limits};
 use self::registry::Registry;
 use self::retained::{Filling, Retained, Verdict};
