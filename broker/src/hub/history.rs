@@ -93,14 +93,20 @@ impl History {
         }
     }
 
-    /// Drops what exceeds a limit. The newest unit stays, whatever its size, unless it is too old.
-    pub(super) fn evict(&mut self, now: Instant) {
+    /// Whether it is full, and nothing up to `may_go` is left to be dropped.
+    pub(super) fn stuck(&self, may_go: Position) -> bool {
+        let full = self.bytes > self.limits.bytes || self.log.len() > self.limits.events;
+        full && self.oldest().is_some_and(|oldest| oldest > may_go)
+    }
+
+    /// Drops what exceeds a limit, up to `may_go`. The newest unit stays, whatever its size, unless it is too old.
+    pub(super) fn evict(&mut self, now: Instant, may_go: Position) {
         while let Some((at, oldest)) = self.log.front() {
             let unit = oldest.position();
             let alone = self.log.back().is_some_and(|(_, newest)| newest.position() == unit);
             let old = now.saturating_duration_since(*at) > self.limits.age;
             let full = self.bytes > self.limits.bytes || self.log.len() > self.limits.events;
-            if !(old || full && !alone) {
+            if !(old || full && !alone) || unit > may_go {
                 break;
             }
             while self.log.front().is_some_and(|(_, event)| event.position() == unit) {

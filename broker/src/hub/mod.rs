@@ -4,11 +4,14 @@
 //! come from the callers. A subscriber is a cursor into the shared history; nothing is queued for it, so a
 //! slow one costs nothing and is told when it has fallen below the floor.
 
+mod asked;
 mod encoded;
+mod follow;
 mod history;
 mod merge;
 pub mod page;
 mod registry;
+pub mod relay;
 mod retained;
 mod subscription;
 mod withdrawn;
@@ -22,10 +25,13 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use walcast_wire::{Cursor, Epoch, Op, Position, ResetReason, Topic, TopicPattern};
 
+use self::asked::Asked;
 use self::encoded::Encoder;
 pub use self::encoded::{Encoded, NotEncoded};
 use self::history::{History, Limits};
+use self::page::Remark;
 use self::registry::Registry;
+use self::relay::Relay;
 use self::retained::{Filling, Retained, Verdict};
 pub use self::subscription::{CurrentValues, Delivery, From, Subscription};
 use self::withdrawn::Withdrawn;
@@ -51,6 +57,9 @@ pub struct Config {
     pub subscriptions_max: usize,
     /// Topics and patterns of one subscription.
     pub topics_max: usize,
+    /// Memory for current values that were asked for, in bytes, on a node that holds none of its own.
+    #[serde(deserialize_with = "crate::units::bytes")]
+    pub asked_bytes: u64,
 }
 
 impl Default for Config {
@@ -62,6 +71,7 @@ impl Default for Config {
             state_bytes: 1 << 30,
             subscriptions_max: 200_000,
             topics_max: 100,
+            asked_bytes: 64 << 20,
         }
     }
 }
@@ -162,6 +172,10 @@ struct Inner {
     history: History,
     retained: Retained,
     registry: Registry,
+    /// What the hubs of other nodes lack, while this one leads them.
+    relay: Option<Relay>,
+    /// Set while it follows another one: values are asked for, `retained` is empty.
+    asked: Option<Asked>,
 }
 
 /// Where on which number line the hub is.
@@ -204,6 +218,8 @@ impl Hub {
             history: History::new(limits),
             retained: Retained::default(),
             registry: Registry::default(),
+            relay: None,
+            asked: None,
         };
         Arc::new(Self { config, inner: Mutex::new(inner) })
     }
@@ -227,7 +243,9 @@ impl Hub {
 
     /// Forgets what is too old; to be called now and then, also when nothing happens.
     pub fn evict(&self, now: Instant) {
-        self.inner.lock().history.evict(now);
+        let mut inner = self.inner.lock();
+        let may_go = inner.may_go();
+        inner.history.evict(now, may_go);
     }
 
     /// Wakes everyone who is parked, to look at something that the hub does not know of.
@@ -290,10 +308,18 @@ impl Hub {
     pub fn current(&self, topic: &Topic) -> Current {
         let (epoch, value) = {
             let inner = self.inner.lock();
-            let exact = inner.retained.exact(&[topic.clone().into()]);
-            let Some(line) = inner.line.as_ref().filter(|_| exact) else {
+            let topic_alone = [topic.clone().into()];
+            let Some(line) = &inner.line else { return Current::Unsettled };
+            if let Some(asked) = &inner.asked {
+                return match asked.get(&topic_alone[0], line.head, line.head, &inner.history) {
+                    None => Current::Unsettled,
+                    Some([]) => Current::None,
+                    Some([value, ..]) => Current::Value(Arc::clone(value)),
+                };
+            }
+            if !inner.retained.exact(&topic_alone) {
                 return Current::Unsettled;
-            };
+            }
             (line.epoch, inner.retained.get(topic.as_str()).map(Arc::clone))
         };
         match value {
@@ -316,7 +342,7 @@ impl Hub {
         let line = inner.line.as_ref();
         Status {
             started: line.is_some(),
-            settled: retained.settled(),
+            settled: inner.asked.is_some() || retained.settled(),
             replaying: line.is_some_and(|line| line.head < line.replay_until),
             epoch: line.map(|line| line.epoch).unwrap_or_default(),
             head: line.map(|line| line.head).unwrap_or_default(),
@@ -324,8 +350,8 @@ impl Hub {
             floor: history.floor(),
             events: history.len(),
             bytes: history.bytes(),
-            values: retained.len(),
-            state_bytes: retained.bytes(),
+            values: inner.asked.as_ref().map_or(retained.len(), Asked::len),
+            state_bytes: inner.asked.as_ref().map_or(retained.bytes(), Asked::bytes),
             subscriptions: registry.len(),
             topics: registry.topics(),
         }
@@ -334,7 +360,11 @@ impl Hub {
 
 impl Inner {
     fn ingest(&mut self, batch: &Batch, now: Instant, woken: &mut Vec<Waker>) {
-        let fresh = self.enter(batch, woken);
+        if self.asked.take().is_some() {
+            self.registry.wake_parked(woken);
+        }
+        let fresh = self.enter(batch.epoch, batch.after, woken);
+        let may_go = |relay: &Option<Relay>| relay.as_ref().map_or(Position::MAX, Relay::keep_from);
         let Some(line) = &mut self.line else { return };
         match &batch.note {
             None => {}
@@ -363,8 +393,9 @@ impl Inner {
         let replaying = line.head < line.replay_until;
         let as_text = || batch.upto.to_string() > line.head.to_string();
         if batch.upto > line.head && (!sabotaged(Fault::TextOrder) || as_text()) {
-            if line.withdrawn.place(batch) {
+            if let Some(placed) = line.withdrawn.place(batch) {
                 self.registry.notify_all(line.head, woken);
+                self.relay.iter_mut().for_each(|relay| relay.remark(placed.clone()));
             }
             let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);
             let (events, blind) = self.retained.take(&batch.entries[fresh..]);
@@ -372,21 +403,31 @@ impl Inner {
                 self.registry.notify_all(line.head, woken);
                 self.history.restart(position);
                 line.gap = position;
+                self.relay.iter_mut().for_each(|relay| relay.remark(Remark::Gap(position)));
             }
-            for (index, (event, last)) in (0..).zip(&events) {
-                let mut encoded = line.encoder.encode(event, event.op, *last);
+            for (index, Told { event, last, value }) in (0..).zip(events) {
+                let mut encoded = line.encoder.encode(&event, event.op, last);
                 encoded.index = index;
                 let encoded = Arc::new(encoded);
+                if let Some(relay) = self.relay.as_mut().filter(|_| event.state.is_some()) {
+                    relay.changed(event.position, event.topic, value);
+                }
                 self.registry.notify(encoded.topic(), encoded.position(), woken);
                 self.history.push(encoded, now);
             }
             line.head = batch.upto;
-            self.history.evict(now);
+            self.history.evict(now, may_go(&self.relay));
             line.withdrawn.forget(self.history.floor());
+            self.relay.iter_mut().for_each(|relay| relay.wake(woken));
         }
         // Who comes during a replay stands at its end, and may wait for the head to come there.
         let replayed = replaying && line.head >= line.replay_until;
-        if self.retained.reached(line.head) || replayed {
+        let settled = self.retained.reached(line.head);
+        if let Some(relay) = self.relay.as_mut().filter(|_| settled) {
+            relay.settled(line.head, self.retained.all());
+            relay.wake(woken);
+        }
+        if settled || replayed {
             self.registry.wake_parked(woken);
         }
         let misled = self.retained.misled();
@@ -397,41 +438,58 @@ impl Inner {
 
     /// Compares the batch with where the hub is; begins anew on another number line or behind a gap. Whether
     /// it is another line.
-    fn enter(&mut self, batch: &Batch, woken: &mut Vec<Waker>) -> bool {
+    fn enter(&mut self, epoch: Epoch, after: Position, woken: &mut Vec<Waker>) -> bool {
         match &mut self.line {
-            Some(line) if line.epoch == batch.epoch => {
-                if batch.after > line.head {
+            Some(line) if line.epoch == epoch => {
+                if after > line.head {
                     self.registry.notify_all(line.head, woken);
-                    self.history.restart(batch.after);
+                    self.history.restart(after);
                     self.retained = Retained::default();
                     line.withdrawn = Withdrawn::default();
-                    (line.gap, line.head) = (batch.after, batch.after);
+                    (line.gap, line.head) = (after, after);
+                    self.relay.iter_mut().for_each(|relay| relay.begin_anew(after, woken));
                 }
                 false
             }
             _ => {
                 self.registry.notify_all(Position::ZERO, woken);
-                self.history.restart(batch.after);
+                self.history.restart(after);
                 self.retained = Retained::default();
+                self.asked.iter_mut().for_each(Asked::forget);
                 self.line = Some(Line {
-                    epoch: batch.epoch,
-                    head: batch.after,
-                    replay_until: batch.after,
+                    epoch,
+                    head: after,
+                    replay_until: after,
                     gap: Position::ZERO,
                     withdrawn: Withdrawn::default(),
-                    encoder: Encoder::new(batch.epoch),
+                    encoder: Encoder::new(epoch),
                 });
+                self.relay.iter_mut().for_each(|relay| relay.begin_anew(after, woken));
                 true
             }
         }
     }
+
+    /// What lies up to here may be forgotten.
+    fn may_go(&self) -> Position {
+        self.relay.as_ref().map_or(Position::MAX, Relay::keep_from)
+    }
+}
+
+/// An event that goes into history.
+struct Told {
+    event: Event,
+    /// Its transaction's last on its topic.
+    last: bool,
+    /// The value of its topic behind it, where its rule keeps one.
+    value: Option<Arc<Event>>,
 }
 
 impl Retained {
     /// Lets entries change the values; what remains goes into history, marked where it is its transaction's
     /// last on its topic. The position is that of the newest entry of which nobody knows what it changed:
     /// everything up to it is void.
-    fn take(&mut self, entries: &[Entry]) -> (Vec<(Event, bool)>, Option<Position>) {
+    fn take(&mut self, entries: &[Entry]) -> (Vec<Told>, Option<Position>) {
         let mut events = Vec::with_capacity(entries.len());
         let mut blind = None;
         for entry in entries {
@@ -439,7 +497,9 @@ impl Retained {
                 Entry::Event(event) => {
                     let mut event = event.clone();
                     if event.state.is_none() || self.apply(&mut event) == Verdict::Keep {
-                        events.push((event, false));
+                        let value =
+                            event.state.as_ref().and_then(|_| self.get(event.topic.as_str()).cloned());
+                        events.push(Told { event, last: false, value });
                     }
                 }
                 Entry::ClearTable { position, table, commit, partial } => {
@@ -460,7 +520,7 @@ impl Retained {
                             partial: *partial,
                             state: Some(state),
                         };
-                        events.push((event, false));
+                        events.push(Told { event, last: false, value: None });
                     }
                 }
             }
@@ -472,20 +532,20 @@ impl Retained {
 
 /// Marks each transaction's last event of each topic. A batch holds whole transactions, but for parts that
 /// are too large to mark; where they interleave none is marked.
-fn mark_last(events: &mut [(Event, bool)]) {
-    let same = |a: &(Event, bool), b: &(Event, bool)| match (&a.0.commit, &b.0.commit) {
+fn mark_last(events: &mut [Told]) {
+    let same = |a: &Told, b: &Told| match (&a.event.commit, &b.event.commit) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
         _ => false,
     };
     let whole = |event: &Event| event.commit.as_ref().is_none_or(|commit| commit.lsn.is_some());
     for transaction in events.chunk_by_mut(same) {
         match transaction {
-            [(first, _), ..] if !whole(first) => {}
-            [(_, last)] => *last = true,
+            [first, ..] if !whole(&first.event) => {}
+            [only] => only.last = true,
             many => {
                 let mut seen = HashSet::new();
-                for (event, last) in many.iter_mut().rev() {
-                    *last = seen.insert(event.topic.clone());
+                for told in many.iter_mut().rev() {
+                    told.last = seen.insert(told.event.topic.clone());
                 }
             }
         }

@@ -54,6 +54,8 @@ pub struct Outgoing {
 /// All current values, as of a position.
 #[derive(Clone, Debug)]
 pub struct AllValues {
+    /// The number line.
+    pub epoch: Epoch,
     /// As of here.
     pub at: Position,
     /// Each as an encoded event, `op` snapshot.

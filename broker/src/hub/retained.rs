@@ -173,6 +173,27 @@ impl Retained {
         self.known && !due.any(|topics| asked.iter().any(|asked| asked.overlaps(topics)))
     }
 
+    /// Topics whose values are not.
+    pub(super) fn inexact(&self) -> Vec<TopicPattern> {
+        if !self.known {
+            return vec![TopicPattern::everything()];
+        }
+        let mut topics: Vec<_> = self.due.values().flat_map(|due| due.topics.iter().cloned()).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    /// Values were exact once.
+    pub(super) fn known(&self) -> bool {
+        self.known
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Arc<Event>> {
+        self.values.values().map(|value| Arc::clone(&value.event)).collect()
+    }
+
     /// The tables that are to be read while others are exact.
     pub(super) fn outdated(&self) -> Vec<Arc<str>> {
         if self.known { self.due.keys().cloned().collect() } else { Vec::new() }

@@ -7,8 +7,9 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, TopicPattern};
+use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, Topic, TopicPattern};
 
+use super::asked::Asked;
 use super::registry::{Waiter, WaiterId};
 use super::{Encoded, Encoder, Hub, Inner, SubscribeError};
 use crate::event::Event;
@@ -46,13 +47,47 @@ pub enum Delivery {
 #[derive(Clone, Debug)]
 pub struct CurrentValues {
     encoder: Encoder,
-    values: std::vec::IntoIter<Arc<Event>>,
+    values: std::vec::IntoIter<Held>,
+}
+
+/// A current value as this hub holds it, or as it was told by another one.
+#[derive(Clone, Debug)]
+pub(super) enum Held {
+    Event(Arc<Event>),
+    Encoded(Arc<Encoded>),
+}
+
+impl Held {
+    fn topic(&self) -> &Topic {
+        match self {
+            Self::Event(event) => &event.topic,
+            Self::Encoded(event) => event.topic(),
+        }
+    }
+
+    fn position(&self) -> Position {
+        match self {
+            Self::Event(event) => event.position,
+            Self::Encoded(event) => event.position(),
+        }
+    }
+
+    /// About how many bytes it takes, encoded.
+    fn bytes(&self) -> u64 {
+        /// Cursor, time and the like, with their names.
+        const AROUND: usize = 192;
+        let data = match self {
+            Self::Event(event) => event.data.len(),
+            Self::Encoded(event) => event.data().len(),
+        };
+        (data + self.topic().as_str().len() + AROUND) as u64
+    }
 }
 
 impl CurrentValues {
-    fn new(epoch: Epoch, mut values: Vec<Arc<Event>>) -> Self {
-        values.sort_unstable_by(|a, b| (a.position, &a.topic).cmp(&(b.position, &b.topic)));
-        values.dedup_by(|a, b| a.topic == b.topic);
+    pub(super) fn new(epoch: Epoch, mut values: Vec<Held>) -> Self {
+        values.sort_unstable_by(|a, b| (a.position(), a.topic()).cmp(&(b.position(), b.topic())));
+        values.dedup_by(|a, b| a.topic() == b.topic());
         Self { encoder: Encoder::new(epoch), values: values.into_iter() }
     }
 }
@@ -61,7 +96,10 @@ impl Iterator for CurrentValues {
     type Item = Arc<Encoded>;
 
     fn next(&mut self) -> Option<Arc<Encoded>> {
-        self.values.next().map(|value| Arc::new(self.encoder.snapshot(&value)))
+        self.values.next().map(|value| match value {
+            Held::Event(event) => Arc::new(self.encoder.snapshot(&event)),
+            Held::Encoded(encoded) => encoded,
+        })
     }
 }
 
@@ -86,7 +124,7 @@ enum Values {
     /// To be taken as soon as they are exact.
     Wanted,
     /// To be handed out; one may be there twice, where patterns overlap.
-    Taken(Vec<Arc<Event>>),
+    Taken(Vec<Held>),
     /// Handed out, or not asked for.
     Done,
 }
@@ -114,7 +152,8 @@ impl Subscription {
             }
             From::After(cursor) => {
                 epoch = cursor.epoch;
-                if epoch == line.epoch && cursor.position > now {
+                // The hub that this one follows may have told more than has come here.
+                if epoch == line.epoch && cursor.position > now && inner.asked.is_none() {
                     reset = Some(ResetReason::Gap);
                 }
                 (cursor.position, Values::Done)
@@ -160,11 +199,8 @@ impl Subscription {
     /// About how many bytes the current values take that are to be handed out.
     #[must_use]
     pub fn values_bytes(&self) -> u64 {
-        /// Cursor, time and the like, with their names.
-        const AROUND: usize = 192;
-        let bytes = |value: &Arc<Event>| (value.data.len() + value.topic.as_str().len() + AROUND) as u64;
         match &self.values {
-            Values::Taken(values) => values.iter().map(bytes).sum(),
+            Values::Taken(values) => values.iter().map(Held::bytes).sum(),
             _ => 0,
         }
     }
@@ -251,16 +287,17 @@ impl Subscription {
             return true;
         }
         let Some(line) = &inner.line else { return false };
-        if !inner.retained.exact(&self.topics) || line.head < self.position {
+        if line.head < self.position {
             return false;
         }
-        let mut values: Vec<Arc<Event>> = Vec::new();
-        for pattern in &self.topics {
-            match pattern.as_topic() {
-                Some(topic) => values.extend(inner.retained.get(topic.as_str()).map(Arc::clone)),
-                None => values.extend(inner.retained.matching(pattern).map(Arc::clone)),
-            }
-        }
+        let taken = match &inner.asked {
+            Some(asked) => self.asked_for(asked, inner, line.head),
+            None => self.held(inner),
+        };
+        let Some(mut values) = taken else {
+            self.ask(inner);
+            return false;
+        };
         // Where nothing lies before the floor of these topics, it need not be told that it lies behind.
         let withdrawn = line.withdrawn.floor_of(&self.topics, self.position);
         if withdrawn > self.position
@@ -270,8 +307,60 @@ impl Subscription {
             self.position = withdrawn;
         }
         // What history still tells, an event will tell.
-        values.retain(|value| !inner.history.has_after(value.topic.as_str(), self.position));
+        values.retain(|value| !inner.history.has_after(value.topic().as_str(), self.position));
         self.values = if values.is_empty() { Values::Done } else { Values::Taken(values) };
+        true
+    }
+
+    /// The values that this hub holds, if they are exact.
+    fn held(&self, inner: &Inner) -> Option<Vec<Held>> {
+        if !inner.retained.exact(&self.topics) {
+            return None;
+        }
+        let mut values = Vec::new();
+        for pattern in &self.topics {
+            match pattern.as_topic() {
+                Some(topic) => values.extend(inner.retained.get(topic.as_str()).cloned().map(Held::Event)),
+                None => values.extend(inner.retained.matching(pattern).cloned().map(Held::Event)),
+            }
+        }
+        Some(values)
+    }
+
+    /// The values that were answered, if all were.
+    fn asked_for(&self, asked: &Asked, inner: &Inner, head: Position) -> Option<Vec<Held>> {
+        let mut values = Vec::new();
+        for pattern in &self.topics {
+            let known = asked.get(pattern, self.position, head, &inner.history)?;
+            values.extend(known.iter().cloned().map(Held::Encoded));
+        }
+        Some(values)
+    }
+
+    /// Asks for the values that are lacking, where they have to be asked for.
+    fn ask(&self, inner: &mut Inner) {
+        let Some((asked, line)) = inner.asked.as_mut().zip(inner.line.as_ref()) else { return };
+        for pattern in &self.topics {
+            if asked.get(pattern, self.position, line.head, &inner.history).is_none() {
+                asked.want(pattern, line.head);
+            }
+        }
+        asked.waiting.insert(self.id);
+    }
+
+    /// Asks for the current values once more, as they are now, if it has handed out those of before; whether it does.
+    pub fn ask_again(&mut self) -> bool {
+        let hub = Arc::clone(&self.hub);
+        let inner = &mut *hub.inner.lock();
+        if !matches!(self.values, Values::Done) || self.reset_reason(inner).is_some() {
+            return false;
+        }
+        let Some(head) = inner.line.as_ref().map(|line| line.head) else { return false };
+        self.position = self.position.max(head);
+        self.values = Values::Wanted;
+        if let Some(waiter) = inner.registry.get(self.id) {
+            waiter.pending_after = None;
+        }
         true
     }
 

@@ -8,6 +8,7 @@
 use walcast_wire::{Position, TopicPattern};
 
 use super::Batch;
+use super::page::Remark;
 
 /// Floors kept; beyond it the two oldest become one.
 const FLOORS_MAX: usize = 16;
@@ -28,14 +29,20 @@ impl Withdrawn {
         pending.extend(topics);
     }
 
-    /// Gives what is withdrawn its floor, if this batch goes on far enough; whether it does.
-    pub(super) fn place(&mut self, batch: &Batch) -> bool {
-        let Some((above, _)) = &self.pending else { return false };
+    /// Gives what is withdrawn its floor, if this batch goes on far enough; then how others are told.
+    pub(super) fn place(&mut self, batch: &Batch) -> Option<Remark> {
+        let (above, _) = self.pending.as_ref()?;
         let major = above.major;
         let beyond = |position: &Position| position.major > major;
         let next = batch.entries.iter().map(|entry| Position::before(entry.position().major)).find(beyond);
-        let Some(floor) = next.or(Some(batch.upto).filter(beyond)) else { return false };
-        self.floors.extend(self.pending.take().map(|(_, topics)| (floor, topics)));
+        let floor = next.or(Some(batch.upto).filter(beyond))?;
+        let (_, topics) = self.pending.take()?;
+        self.floors.push((floor, topics.clone()));
+        self.bound();
+        Some(Remark::Withdrawn(floor, topics))
+    }
+
+    fn bound(&mut self) {
         if self.floors.len() > FLOORS_MAX {
             let (_, topics) = self.floors.remove(0);
             self.floors[0].1.extend(topics);
@@ -44,7 +51,6 @@ impl Withdrawn {
             topics.sort_unstable();
             topics.dedup();
         }
-        true
     }
 
     /// Floors at or below that of all history say nothing more.
@@ -59,6 +65,24 @@ impl Withdrawn {
         };
         let mut above = self.floors.iter().rev().take_while(|(floor, _)| *floor > position);
         above.find(|(_, topics)| overlap(topics)).map_or(position, |(floor, _)| *floor)
+    }
+
+    /// As others are told of them.
+    pub(super) fn remarks(&self) -> Vec<Remark> {
+        let remark =
+            |(floor, topics): &(Position, Vec<TopicPattern>)| Remark::Withdrawn(*floor, topics.clone());
+        self.floors.iter().map(remark).collect()
+    }
+
+    /// Takes what another hub has withdrawn; whether that is news.
+    pub(super) fn take(&mut self, floor: Position, topics: &[TopicPattern]) -> bool {
+        let place = self.floors.partition_point(|(own, _)| *own < floor);
+        if self.floors.get(place).is_some_and(|(own, told)| *own == floor && *told == topics) {
+            return false;
+        }
+        self.floors.insert(place, (floor, topics.to_vec()));
+        self.bound();
+        true
     }
 
     /// Something waits for the log to go on.

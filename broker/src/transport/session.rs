@@ -119,6 +119,11 @@ impl Session {
         self.subscription.poll_settled(cx)
     }
 
+    /// Asks for current values once more, as they are now, if all that was asked before is told; whether it does.
+    pub(crate) fn ask_again(&mut self) -> bool {
+        self.reset.is_none() && self.subscription.ask_again()
+    }
+
     /// What to present to go on after the last page, or further on where nothing is pending.
     pub(crate) fn bookmark(&mut self) -> Cursor {
         // After a reset that is not told yet, only the cursor before it makes the client hear of it.

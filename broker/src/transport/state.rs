@@ -100,7 +100,13 @@ impl Wait {
                 if let Some(answer) = look(app, topic, known) {
                     return Poll::Ready(answer);
                 }
-                if self.session.poll_page(cx, PIECE).is_pending() {
+                // On a node that holds no values, a change makes the one that was asked for out of date.
+                let outdated = matches!(app.hub.current(topic), Current::Unsettled);
+                if outdated && self.session.ask_again() {
+                    if self.session.poll_settled(cx).is_pending() {
+                        break;
+                    }
+                } else if self.session.poll_page(cx, PIECE).is_pending() {
                     break;
                 }
             }

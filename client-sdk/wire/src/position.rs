@@ -21,6 +21,8 @@ pub struct Position {
 impl Position {
     /// Before everything. As a cursor: that of a client that has seen nothing.
     pub const ZERO: Self = Self { major: 0, ordinal: 0 };
+    /// Behind everything.
+    pub const MAX: Self = Self { major: u64::MAX, ordinal: u64::MAX };
 
     /// The position of a record in a transaction.
     #[must_use]

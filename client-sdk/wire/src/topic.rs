@@ -157,6 +157,12 @@ impl TopicPattern {
         Ok(Self(text.into()))
     }
 
+    /// Names every topic.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self("**".into())
+    }
+
     /// The pattern as written.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -10,6 +10,7 @@ use super::*;
 use crate::event::{Commit, Outdated, Seeded, Snapshot};
 
 mod exact;
+mod follow;
 mod outdated;
 mod values;
 

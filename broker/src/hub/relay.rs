@@ -1,0 +1,327 @@
+//! What the hubs of other nodes still lack, and its way out.
+//!
+//! History itself is the queue: nothing leaves it before it was carried. Beside it lie the values that events
+//! changed, and remarks. Where all values became exact at once they are carried whole, behind everything that
+//! lies before them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use walcast_wire::{Cursor, Epoch, Position, Topic, TopicPattern};
+
+use super::encoded::Encoder;
+use super::page::{AllValues, Outgoing, Page, Remark};
+use super::subscription::{CurrentValues, Held};
+use super::{Encoded, Hub, Inner};
+use crate::event::Event;
+
+/// Events of one page; more only to complete a unit.
+const EVENTS_MAX: usize = 1_000;
+/// Bytes of one page's events, beyond which no further unit is taken.
+const BYTES_MAX: usize = 1 << 20;
+
+/// What is to be carried next.
+#[derive(Clone, Debug)]
+pub struct Relayed {
+    /// What it is.
+    pub what: What,
+    /// Which claim it belongs to.
+    claim: u64,
+    /// Which of the times that all values became exact.
+    round: u64,
+}
+
+/// A page, or values.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A page.
+    Page(Outgoing),
+    /// All current values.
+    Values(AllValues),
+}
+
+/// A value that an event changed.
+#[derive(Debug)]
+struct Changed {
+    position: Position,
+    topic: Topic,
+    value: Option<Arc<Event>>,
+}
+
+/// What others lack.
+#[derive(Debug)]
+pub(super) struct Relay {
+    /// Counts claims; 0: nobody knows yet what others have, so nothing is carried.
+    claim: u64,
+    /// What was carried before is of no use: the line begins at `carried`.
+    begins: bool,
+    /// Others have everything up to here.
+    carried: Position,
+    /// Nothing lies between `carried` and here.
+    empty_until: Position,
+    changed: VecDeque<Changed>,
+    /// All values, as of a position that is yet to be carried.
+    whole: Option<(Position, Vec<Arc<Event>>)>,
+    /// Counts the times that they were taken.
+    round: u64,
+    remarks: Vec<Remark>,
+    /// Of which topics it was last said that their values do not hold.
+    inexact: Vec<TopicPattern>,
+    waker: Option<Waker>,
+    /// Who waits for room.
+    blocked: Option<Waker>,
+}
+
+impl Relay {
+    fn new(floor: Position) -> Self {
+        Self {
+            claim: 0,
+            begins: false,
+            carried: floor,
+            empty_until: floor,
+            changed: VecDeque::new(),
+            whole: None,
+            round: 0,
+            remarks: Vec::new(),
+            inexact: vec![TopicPattern::everything()],
+            waker: None,
+            blocked: None,
+        }
+    }
+
+    /// What lies behind this must stay in history.
+    pub(super) fn keep_from(&self) -> Position {
+        self.empty_until
+    }
+
+    pub(super) fn changed(&mut self, position: Position, topic: Topic, value: Option<Arc<Event>>) {
+        if self.claim > 0 {
+            self.changed.push_back(Changed { position, topic, value });
+        }
+    }
+
+    pub(super) fn remark(&mut self, remark: Remark) {
+        if self.claim > 0 {
+            self.remarks.push(remark);
+        }
+    }
+
+    /// All values became exact.
+    pub(super) fn settled(&mut self, at: Position, values: Vec<Arc<Event>>) {
+        if self.claim > 0 {
+            self.changed.clear();
+            self.round += 1;
+            self.whole = Some((at, values));
+        }
+    }
+
+    /// Another line: nobody has anything of it.
+    pub(super) fn begin_anew(&mut self, floor: Position, woken: &mut Vec<Waker>) {
+        woken.extend(self.waker.take());
+        woken.extend(self.blocked.take());
+        *self = Self::new(floor);
+    }
+
+    pub(super) fn wake(&mut self, woken: &mut Vec<Waker>) {
+        woken.extend(self.waker.take());
+    }
+}
+
+impl Hub {
+    /// From now on what others lack is kept until it was carried.
+    pub fn lead(&self) {
+        let mut inner = self.inner.lock();
+        let floor = inner.history.floor();
+        inner.relay.get_or_insert_with(|| Relay::new(floor));
+    }
+
+    /// Nothing is kept for others any more.
+    pub fn follow_others(&self) {
+        let woken = self.inner.lock().relay.take();
+        let woken = woken.map(|relay| [relay.waker, relay.blocked]);
+        woken.into_iter().flatten().flatten().for_each(Waker::wake);
+    }
+
+    /// Others have everything up to `place`; what to carry is made for them from now on. Whether the hub leads on a
+    /// line.
+    pub fn claim(&self, place: Option<Cursor>) -> bool {
+        self.inner.lock().claim(place)
+    }
+
+    /// The next thing to carry; ready with `None` where the hub does not lead. The same comes again until
+    /// [`Self::carried`]. One task asks.
+    pub fn poll_relay(&self, cx: &mut Context<'_>) -> Poll<Option<Relayed>> {
+        let (piece, claim, round) = {
+            let mut inner = self.inner.lock();
+            let piece = inner.outgoing();
+            let Some(relay) = &mut inner.relay else { return Poll::Ready(None) };
+            if relay.claim == 0 {
+                return Poll::Ready(None);
+            }
+            let Some(piece) = piece else {
+                relay.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            };
+            (piece, relay.claim, relay.round)
+        };
+        Poll::Ready(Some(Relayed { what: piece.encode(), claim, round }))
+    }
+
+    /// Others have this.
+    pub fn carried(&self, relayed: &Relayed, now: Instant) {
+        let blocked = self.inner.lock().carried(relayed, now);
+        blocked.into_iter().for_each(Waker::wake);
+    }
+
+    /// Ready once history has room for more: what others lack is not forgotten for it.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        match &mut inner.relay {
+            Some(relay) if inner.history.stuck(relay.keep_from()) => {
+                relay.blocked = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+}
+
+/// What is taken from the hub while it is locked, and encoded behind that.
+enum Piece {
+    Page {
+        page: Page,
+        begins: bool,
+        floor: Position,
+        values: Vec<(Topic, Option<Arc<Event>>)>,
+        inexact: Vec<TopicPattern>,
+    },
+    Values {
+        epoch: Epoch,
+        at: Position,
+        values: Vec<Arc<Event>>,
+        inexact: Vec<TopicPattern>,
+    },
+}
+
+impl Piece {
+    fn encode(self) -> What {
+        match self {
+            Self::Page { page, begins, floor, values, inexact } => {
+                let mut encoder = Encoder::new(page.epoch);
+                let mut encode = |value: Arc<Event>| encoder.snapshot(&value).json();
+                let values =
+                    values.into_iter().map(|(topic, value)| (topic, value.map(&mut encode))).collect();
+                What::Page(Outgoing { page, begins, floor, values, inexact })
+            }
+            Self::Values { epoch, at, values, inexact } => {
+                let values = values.into_iter().map(Held::Event).collect();
+                What::Values(AllValues { epoch, at, values: CurrentValues::new(epoch, values), inexact })
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn claim(&mut self, place: Option<Cursor>) -> bool {
+        let floor = self.history.floor();
+        let Some((line, relay)) = self.line.as_ref().zip(self.relay.as_mut()) else { return false };
+        let place = place.filter(|place| place.epoch == line.epoch && place.position >= floor);
+        let goes_on = place.is_some_and(|place| relay.claim > 0 && relay.carried <= place.position);
+        relay.claim += 1;
+        (relay.begins, relay.carried) = (place.is_none(), place.map_or(floor, |place| place.position));
+        relay.empty_until = relay.carried;
+        if goes_on {
+            let carried = relay.carried;
+            relay.changed.retain(|changed| changed.position > carried);
+        } else {
+            // What values others have, nobody knows.
+            relay.changed.clear();
+            relay.inexact = vec![TopicPattern::everything()];
+            relay.remarks = line.withdrawn.remarks();
+            relay.round += 1;
+            relay.whole = self.retained.known().then(|| (line.head, self.retained.all()));
+        }
+        true
+    }
+
+    /// What others lack, if anything can be said at all.
+    fn outgoing(&mut self) -> Option<Piece> {
+        let (line, relay) =
+            self.line.as_ref().zip(self.relay.as_mut()).filter(|(_, relay)| relay.claim > 0)?;
+        let whole = relay.whole.as_ref().map_or(Position::MAX, |(at, _)| *at);
+        let end = line.head.min(whole);
+        let mut inexact = self.retained.inexact();
+        if relay.whole.is_some() {
+            // They are, but others do not have them yet.
+            inexact.extend(
+                relay.inexact.iter().filter(|said| !inexact.contains(said)).cloned().collect::<Vec<_>>(),
+            );
+        }
+        let (events, upto) = page_of(self.history.all(relay.empty_until), end);
+        let upto = upto.max(relay.carried);
+        let goes_on = upto > relay.carried;
+        let says = !events.is_empty() || goes_on && (!relay.remarks.is_empty() || inexact != relay.inexact);
+        if says || relay.begins {
+            let values = relay.changed.iter().take_while(|changed| changed.position <= upto);
+            let values = values.map(|changed| (changed.topic.clone(), changed.value.clone())).collect();
+            let remarks = if goes_on { relay.remarks.clone() } else { Vec::new() };
+            let page = Page { epoch: line.epoch, after: relay.carried, upto, remarks, events };
+            let floor = self.history.floor().min(upto);
+            return Some(Piece::Page { page, begins: relay.begins, floor, values, inexact });
+        }
+        relay.empty_until = relay.empty_until.max(upto);
+        let (at, values) = relay.whole.as_ref().filter(|(at, _)| upto >= *at || *at <= relay.carried)?;
+        debug_assert!(relay.changed.iter().all(|changed| changed.position > *at));
+        let (at, inexact) = (relay.carried, self.retained.inexact());
+        Some(Piece::Values { epoch: line.epoch, at, values: values.clone(), inexact })
+    }
+
+    fn carried(&mut self, relayed: &Relayed, now: Instant) -> Option<Waker> {
+        let relay = self.relay.as_mut().filter(|relay| relay.claim == relayed.claim)?;
+        match &relayed.what {
+            What::Page(Outgoing { page, inexact, .. }) => {
+                relay.begins = false;
+                relay.carried = page.upto;
+                relay.empty_until = page.upto.max(relay.empty_until);
+                relay.inexact.clone_from(inexact);
+                relay.remarks.drain(..page.remarks.len());
+                while relay.changed.front().is_some_and(|changed| changed.position <= page.upto) {
+                    relay.changed.pop_front();
+                }
+            }
+            What::Values(values) => {
+                if relay.round == relayed.round {
+                    relay.whole = None;
+                }
+                relay.inexact.clone_from(&values.inexact);
+            }
+        }
+        let (blocked, keep_from) = (relay.blocked.take(), relay.keep_from());
+        self.history.evict(now, keep_from);
+        blocked
+    }
+}
+
+/// A page's worth of these events, up to `end`, and where it ends.
+fn page_of<'a>(
+    events: impl Iterator<Item = &'a Arc<Encoded>>,
+    end: Position,
+) -> (Vec<Arc<Encoded>>, Position) {
+    let mut page: Vec<Arc<Encoded>> = Vec::new();
+    let mut bytes = 0;
+    for event in events.take_while(|event| event.position() <= end) {
+        if let Some(last) = page.last()
+            && last.position() != event.position()
+            && (page.len() >= EVENTS_MAX || bytes >= BYTES_MAX)
+        {
+            let upto = last.position();
+            return (page, upto);
+        }
+        bytes += event.cost_bytes();
+        page.push(Arc::clone(event));
+    }
+    (page, end)
+}
