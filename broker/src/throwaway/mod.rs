@@ -1,4 +1,5 @@
-//! A Postgres server of our own that leaves nothing behind: for `walcast dev`, `walcast demo` and tests.
+//! A Postgres server of our own that leaves nothing behind: for `walcast dev`, `walcast demo` and tests. Beside it, a
+//! [Redis](redis::Server) of the same kind.
 //!
 //! It is built from binaries that the machine already has, in a fresh temporary directory, as an
 //! unprivileged user when we are root (Postgres refuses root). A small watchdog shell holds the reading end
@@ -24,6 +25,7 @@ use self::sandbox::{User, make_dir, unprivileged, unprivileged_user, watchdog};
 use crate::postgres::describe;
 
 mod binaries;
+pub mod redis;
 mod sandbox;
 #[cfg(test)]
 mod tests;
@@ -125,6 +127,9 @@ pub enum ThrowawayError {
         /// Directories, with the version where there is one.
         searched: String,
     },
+    /// The machine has no Redis.
+    #[error("there is no redis-server on PATH; install one, for example `apt-get install redis-server`")]
+    NoRedis,
     /// We are root, which Postgres refuses, and found nobody else to run it as.
     #[error("Postgres does not run as root, and there is neither a user `postgres` nor `nobody`; add one")]
     NoUser,
@@ -173,7 +178,7 @@ impl Throwaway {
         let (bin_dir, version) = find_binaries(options)?;
         let user = unprivileged_user()?;
         let dir = make_dir(options.parent.as_deref(), user)?;
-        let watchdog = match watchdog(&bin_dir, &dir, user) {
+        let watchdog = match watchdog(Some(&bin_dir), &dir, "postmaster.pid", user) {
             Ok(child) => Mutex::new(child),
             Err(source) => {
                 // Nothing is in it yet; the error that counts is the watchdog's.

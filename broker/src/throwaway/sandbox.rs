@@ -38,8 +38,14 @@ pub(super) fn unprivileged(program: &Path, dir: &Path, user: Option<User>) -> Co
     command
 }
 
-/// Starts the shell that cleans up once our end of its standard input closes.
-pub(super) fn watchdog(bin_dir: &Path, dir: &Path, user: Option<User>) -> io::Result<Child> {
+/// Starts the shell that cleans up once our end of its standard input closes. The server works in `data` below `dir`
+/// and says its process id in `pid_file` there; it is stopped by the `pg_ctl` in `bin_dir`, or killed.
+pub(super) fn watchdog(
+    bin_dir: Option<&Path>,
+    dir: &Path,
+    pid_file: &str,
+    user: Option<User>,
+) -> io::Result<Child> {
     // The loop outlasts an initdb or a start that was under way when we were killed. A process id is only
     // signalled while its working directory says that it still is this server's.
     const SCRIPT: &str = r#"
@@ -49,9 +55,9 @@ pub(super) fn watchdog(bin_dir: &Path, dir: &Path, user: Option<User>) -> io::Re
         cd /
         tries=0
         while [ -e "$2" ] && [ $tries -lt 50 ]; do
-            pid=$(head -n 1 "$data/postmaster.pid")
+            pid=$(head -n 1 "$data/$3")
             if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$data" ]; then
-                "$1/pg_ctl" stop -D "$data" -m immediate -t 10 || kill -KILL "$pid"
+                [ -n "$1" ] && "$1/pg_ctl" stop -D "$data" -m immediate -t 10 || kill -KILL "$pid"
             fi
             rm -rf "$2"
             [ -e "$2" ] && sleep 0.2
@@ -60,7 +66,7 @@ pub(super) fn watchdog(bin_dir: &Path, dir: &Path, user: Option<User>) -> io::Re
     "#;
     unprivileged(Path::new("/bin/sh"), dir, user)
         .args(["-c", SCRIPT, "walcast-watchdog"])
-        .args([bin_dir, dir])
+        .args([bin_dir.unwrap_or(Path::new("")), dir, Path::new(pid_file)])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
