@@ -3,6 +3,7 @@
 use crate::event::Batch;
 
 pub mod local;
+pub mod redis;
 
 /// A batch could not be carried.
 #[derive(Debug, thiserror::Error)]

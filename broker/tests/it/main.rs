@@ -28,6 +28,7 @@ mod pooler;
 mod postgres;
 mod protocol;
 mod readiness;
+mod redis;
 mod refusals;
 mod reload;
 mod restart;

@@ -81,7 +81,7 @@ fn tables_tell_what_they_need() {
             TableRule { name: "public.logs".into(), state: false, column_list: false, columns: None },
         ]
     );
-    assert_eq!(router.state_tables().map(|table| table.name).collect::<Vec<_>>(), ["public.vms".into()]);
+    assert_eq!(router.state_tables().map(|table| table.name).collect::<Vec<_>>(), [Arc::from("public.vms")]);
 }
 
 #[test]

@@ -1,0 +1,156 @@
+//! What the leader does: claims the log, appends pages, replaces the values.
+
+use std::time::Duration;
+
+use super::keys::{Fence, Keys, id, wide};
+use super::link::Link;
+use super::{Config, Place, RedisError, VERSION, entry, scripts};
+use crate::hub::page::Outgoing;
+use walcast_wire::Position;
+
+/// The leader's side. One for each source; a call at a time, in order.
+///
+/// A call that is dropped may have been carried out or not. The same append may be tried again: what was done already
+/// is found done.
+#[derive(Debug)]
+pub struct Writer {
+    link: Link,
+    keys: Keys,
+    fence: Option<Fence>,
+    pubsub: bool,
+    replicas: u32,
+    replicas_timeout: Duration,
+}
+
+impl Writer {
+    /// Connects, and looks whether this Redis can be trusted with the log.
+    ///
+    /// # Errors
+    /// [`RedisError::Away`] or [`RedisError::Unsuitable`].
+    pub async fn connect(config: &Config, source: &str) -> Result<Self, RedisError> {
+        let link = Link::new(config.target()?, true);
+        link.connection().await?;
+        Ok(Self {
+            link,
+            keys: Keys::new(source),
+            fence: None,
+            pubsub: config.pubsub,
+            replicas: config.replicas,
+            replicas_timeout: config.replicas_timeout,
+        })
+    }
+
+    /// From here on leaders with a lower fence append nothing. Says how far the log goes; `None`: Redis holds none,
+    /// and the first page has to begin one. Readers are told of no value that it is exact until an append or
+    /// a replacement says so.
+    ///
+    /// # Errors
+    /// [`RedisError::Fenced`] if a later leader was here; [`RedisError::Away`], [`RedisError::Unsuitable`].
+    pub async fn claim(&mut self, fence: Fence) -> Result<Option<Place>, RedisError> {
+        let text = fence.to_string();
+        let arguments = [VERSION.as_bytes(), text.as_bytes()];
+        let said = self.link.run(&scripts::CLAIM, &[self.keys.meta()], &arguments).await?;
+        let place = scripts::done(&said, fence)?;
+        self.fence = Some(fence);
+        Ok(place)
+    }
+
+    /// Appends a page with what it does to the values, all or nothing.
+    ///
+    /// A page that says something has to move on: with events or remarks, `upto` lies beyond `after`.
+    ///
+    /// # Errors
+    /// [`RedisError::Away`]: it may be done or not, append the same again. [`RedisError::Fenced`],
+    /// [`RedisError::Moved`], [`RedisError::Unsuitable`]: nothing was changed.
+    pub async fn append(&mut self, outgoing: &Outgoing) -> Result<(), RedisError> {
+        let fence = self.claimed()?;
+        let page = &outgoing.page;
+        let says = !(page.events.is_empty() && page.remarks.is_empty());
+        if page.upto < page.after || says && page.upto == page.after {
+            return Err(RedisError::fault(&format!("a page that does not move on from {}", page.after)));
+        }
+        let flag = if outgoing.begins { "1" } else { "0" };
+        let entry_id = if page.upto > page.after { id(page.upto) } else { String::new() };
+        let events = entry::events(&page.events);
+        let channels = if self.pubsub { self.keys.channels() } else { "" };
+        let topics = if self.pubsub { page.events.len() } else { 0 };
+        let removed = outgoing.values.iter().filter(|(_, value)| value.is_none()).count();
+        let texts = [
+            VERSION.to_owned(),
+            fence.to_string(),
+            page.epoch.to_string(),
+            wide(page.after),
+            wide(page.upto),
+            flag.to_owned(),
+            entry_id,
+        ];
+        let (remarks, inexact) = (entry::remarks(&page.remarks), entry::patterns(&outgoing.inexact));
+        let kept = id(successor(outgoing.floor));
+        let counts = [topics, outgoing.values.len() - removed, removed].map(|count| count.to_string());
+
+        let mut arguments: Vec<&[u8]> = texts.iter().map(|text| text.as_bytes()).collect();
+        arguments.extend([&events[..], remarks.as_bytes(), inexact.as_bytes()]);
+        arguments.extend([kept.as_bytes(), channels.as_bytes()]);
+        arguments.extend(counts.iter().map(|count| count.as_bytes()));
+        arguments.extend(page.events.iter().take(topics).map(|event| event.topic().as_str().as_bytes()));
+        for (topic, value) in &outgoing.values {
+            if let Some(value) = value {
+                arguments.extend([topic.as_str().as_bytes(), &value[..]]);
+            }
+        }
+        let gone = outgoing.values.iter().filter(|(_, value)| value.is_none());
+        arguments.extend(gone.map(|(topic, _)| topic.as_str().as_bytes()));
+
+        let keys = [self.keys.meta(), self.keys.log(page.epoch), self.keys.state(page.epoch)];
+        let said = self.link.run(&scripts::APPEND, &keys, &arguments).await?;
+        scripts::done(&said, fence)?;
+        self.replicated().await
+    }
+
+    fn claimed(&self) -> Result<Fence, RedisError> {
+        self.fence.ok_or_else(|| RedisError::fault("an append before a claim"))
+    }
+
+    /// Waits until enough replicas have what was written last on this connection.
+    async fn replicated(&self) -> Result<(), RedisError> {
+        if self.replicas == 0 {
+            return Ok(());
+        }
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(self.replicas)
+            .arg(u64::try_from(self.replicas_timeout.as_millis()).unwrap_or(u64::MAX).max(1));
+        let have: u32 = self.link.call(&wait, self.replicas_timeout).await?;
+        if have >= self.replicas {
+            return Ok(());
+        }
+        Err(RedisError::Away(format!(
+            "{have} replicas of Redis have what was appended, and redis.replicas asks for {}; it is tried again until \
+             they are back",
+            self.replicas
+        )))
+    }
+}
+
+/// The least position beyond this one.
+fn successor(position: Position) -> Position {
+    match position.ordinal.checked_add(1) {
+        Some(ordinal) => Position::new(position.major, ordinal),
+        None => Position::new(position.major.saturating_add(1), 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn successors() {
+        let check = |position: (u64, u64), expected: (u64, u64)| {
+            let made = successor(Position::new(position.0, position.1));
+            assert_eq!(made, Position::new(expected.0, expected.1));
+        };
+        check((0, 0), (0, 1));
+        check((7, 3), (7, 4));
+        check((7, u64::MAX), (8, 0));
+    }
+}
