@@ -38,6 +38,11 @@ impl Keys {
         format!("{}{epoch}:state", self.base)
     }
 
+    /// Values that are to take the place of the current ones.
+    pub(super) fn new_state(&self, epoch: Epoch) -> String {
+        format!("{}{epoch}:state:new", self.base)
+    }
+
     /// What channels begin with; the topic follows.
     pub(super) fn channels(&self) -> &str {
         &self.base

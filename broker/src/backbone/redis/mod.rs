@@ -13,12 +13,15 @@ use std::time::Duration;
 use serde::Deserialize;
 use walcast_wire::{Epoch, Position};
 
+pub use self::asker::Asker;
 pub use self::keys::Fence;
 pub use self::reader::Reader;
 pub use self::writer::Writer;
 
+mod asker;
 mod entry;
 mod error;
+mod glob;
 mod keys;
 mod link;
 mod reader;

@@ -1,12 +1,20 @@
 //! What the leader does: claims the log, appends pages, replaces the values.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use walcast_wire::{Epoch, Position};
 
 use super::keys::{Fence, Keys, id, wide};
 use super::link::Link;
 use super::{Config, Place, RedisError, VERSION, entry, scripts};
-use crate::hub::page::Outgoing;
-use walcast_wire::Position;
+use crate::hub::Encoded;
+use crate::hub::page::{AllValues, Outgoing};
+
+/// Values that are sent at once when all are replaced.
+const PART_VALUES_MAX: usize = 1_000;
+/// Their size, in bytes; the last of them may reach beyond.
+const PART_BYTES_MAX: usize = 1 << 20;
 
 /// The leader's side. One for each source; a call at a time, in order.
 ///
@@ -105,6 +113,70 @@ impl Writer {
         let said = self.link.run(&scripts::APPEND, &keys, &arguments).await?;
         scripts::done(&said, fence)?;
         self.replicated().await
+    }
+
+    /// Puts these in the place of all values, at once for whoever reads them.
+    ///
+    /// # Errors
+    /// [`RedisError::Moved`] if the log does not end where they hold, or [`RedisError::Fenced`]: the values are what
+    /// they were. [`RedisError::Away`]: they may be in place or not. [`RedisError::Unsuitable`].
+    pub async fn put_all(&mut self, epoch: Epoch, all: AllValues) -> Result<(), RedisError> {
+        let AllValues { at, values, inexact } = all;
+        let fence = self.claimed()?;
+        let (mut count, mut first) = (0_u64, true);
+        let mut values = values.peekable();
+        while first || values.peek().is_some() {
+            let mut part: Vec<Arc<Encoded>> = Vec::new();
+            let mut bytes = 0;
+            while part.len() < PART_VALUES_MAX && bytes < PART_BYTES_MAX {
+                let Some(value) = values.next() else { break };
+                bytes += value.cost_bytes();
+                part.push(value);
+            }
+            count += part.len() as u64;
+            self.put(fence, epoch, first, &part).await?;
+            first = false;
+        }
+        let texts =
+            [VERSION.into(), fence.to_string(), epoch.to_string(), wide(at), entry::patterns(&inexact)];
+        let count = count.to_string();
+        let mut arguments: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
+        arguments.push(count.as_bytes());
+        let keys = [self.keys.meta(), self.keys.state(epoch), self.keys.new_state(epoch)];
+        let said = self.link.run(&scripts::REPLACE, &keys, &arguments).await?;
+        scripts::done(&said, fence)?;
+        self.replicated().await
+    }
+
+    async fn put(
+        &self,
+        fence: Fence,
+        epoch: Epoch,
+        first: bool,
+        part: &[Arc<Encoded>],
+    ) -> Result<(), RedisError> {
+        let texts = [fence.to_string(), epoch.to_string()];
+        let values: Vec<_> = part.iter().map(|value| (value.topic(), value.json())).collect();
+        let flag: &[u8] = if first { b"1" } else { b"0" };
+        let mut arguments = vec![VERSION.as_bytes(), texts[0].as_bytes(), texts[1].as_bytes(), flag];
+        arguments.extend(values.iter().flat_map(|(topic, json)| [topic.as_str().as_bytes(), &json[..]]));
+        let keys = [self.keys.meta(), self.keys.new_state(epoch)];
+        let said = self.link.run(&scripts::PUT, &keys, &arguments).await?;
+        scripts::done(&said, fence).map(|_| ())
+    }
+
+    /// How far the log goes; `None`: Redis holds none, or lost the values that belong to it, and a line has to begin.
+    ///
+    /// # Errors
+    /// [`RedisError::Fenced`] if a later leader was here; [`RedisError::Away`], [`RedisError::Unsuitable`].
+    pub async fn check(&self) -> Result<Option<Place>, RedisError> {
+        let ours = self.claimed()?;
+        let found = self.link.run(&scripts::VALUES, &[self.keys.meta()], &[]).await?;
+        let Some(holds) = scripts::holds(found)? else { return Ok(None) };
+        match holds.fence {
+            Some(theirs) if theirs > ours => Err(RedisError::Fenced { ours, theirs }),
+            _ => Ok(holds.whole.then_some(holds.place)),
+        }
     }
 
     fn claimed(&self) -> Result<Fence, RedisError> {

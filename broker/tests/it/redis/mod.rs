@@ -17,6 +17,7 @@ use crate::wait::within;
 mod append;
 mod follow;
 mod loss;
+mod values;
 
 const SOURCE: &str = "orders";
 const EPOCH: Epoch = Epoch(0xAB);
