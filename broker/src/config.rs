@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::{admin, hub, pipeline, postgres, router, source, telemetry, transport};
+use crate::backbone::redis;
+use crate::{admin, hub, node, pipeline, postgres, router, source, telemetry, transport};
 
 mod limits;
 #[cfg(test)]
@@ -32,6 +33,10 @@ pub struct Config {
     pub postgres: postgres::Config,
     /// `[source]`: by which way; slot, publication, delivery.
     pub source: source::Config,
+    /// `[node]`: what this broker is there for, among others.
+    pub node: node::NodeConfig,
+    /// `[redis]`: where brokers meet, if there is more than one.
+    pub redis: redis::Config,
     /// `[replay]`: what a restart can read again.
     pub replay: source::config::Replay,
     /// `[router]`: limits of one event.

@@ -244,6 +244,15 @@ pub enum Changes {
     Idle(u64),
 }
 
+/// Who leads, among those who ever did: the later leader has the greater one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fence {
+    /// The branch of the server's history.
+    pub timeline: u32,
+    /// Where its log ended while the lease was held.
+    pub lsn: u64,
+}
+
 /// Where a stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
@@ -256,6 +265,8 @@ pub struct Start {
     /// The end of the WAL when the stream began: cursors up to here are not in the future, merely not
     /// yet reached.
     pub replay_until: u64,
+    /// Of the lease by which it is read.
+    pub fence: Fence,
 }
 
 /// Something that happened on a topic.

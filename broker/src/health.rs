@@ -27,6 +27,10 @@ pub enum Part {
     Seed,
     /// The right to read the log, which one broker has at a time.
     Lease,
+    /// Redis, as a broker that follows reads it.
+    Following,
+    /// Redis, as the leader writes it.
+    Carrying,
     /// The floor slot.
     Floor,
     /// The slots' WAL: it is being removed.
@@ -51,6 +55,8 @@ impl Part {
             Self::State => "state",
             Self::Seed => "seed",
             Self::Lease => "lease",
+            Self::Following => "following",
+            Self::Carrying => "carrying",
             Self::Floor => "floor",
             Self::Slot => "slot",
             Self::Retention => "retention",
@@ -63,7 +69,7 @@ impl Part {
     /// Whether a node with this part unwell still serves its clients as promised.
     #[must_use]
     pub const fn advisory(self) -> bool {
-        matches!(self, Self::Floor | Self::Retention | Self::Rules)
+        matches!(self, Self::Carrying | Self::Floor | Self::Retention | Self::Rules)
     }
 }
 
@@ -75,6 +81,8 @@ pub struct Health {
     silence_max: Duration,
     /// Another broker has the lease.
     standing_by: watch::Sender<bool>,
+    /// What that one tells comes here, too.
+    among_others: bool,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +111,14 @@ impl Health {
         ]);
         let inner = Inner { unwell, ..Inner::default() };
         inner.tell_lead();
-        Self { inner: Mutex::new(inner), silence_max, standing_by: watch::Sender::new(false) }
+        let standing_by = watch::Sender::new(false);
+        Self { inner: Mutex::new(inner), silence_max, standing_by, among_others: false }
+    }
+
+    /// The same for one that serves its clients though another one leads.
+    #[must_use]
+    pub fn among_others(silence_max: Duration) -> Self {
+        Self { among_others: true, ..Self::new(silence_max) }
     }
 
     /// The part is well.
@@ -128,10 +143,16 @@ impl Health {
         old.is_none_or(|old| old != reason)
     }
 
-    /// Whether another broker has the lease, so that nothing comes here.
+    /// Whether another broker has the lease, so that nothing comes from Postgres here.
     #[must_use]
     pub fn standing_by(&self) -> watch::Receiver<bool> {
         self.standing_by.subscribe()
+    }
+
+    /// Whether clients have to go elsewhere, for nothing comes here while another broker leads.
+    #[must_use]
+    pub fn away(&self) -> watch::Receiver<bool> {
+        if self.among_others { watch::Sender::new(false).subscribe() } else { self.standing_by() }
     }
 
     /// The stream gave a sign of life.
@@ -195,7 +216,8 @@ impl Health {
     /// No part is unwell, leaving out those whose trouble clients do not feel.
     #[must_use]
     pub fn ready(&self, now: Instant) -> bool {
-        self.problems(now).keys().all(|part| part.advisory())
+        let without = |part: &Part| part.advisory() || self.among_others && *part == Part::Lease;
+        self.problems(now).keys().all(without)
     }
 }
 

@@ -16,9 +16,11 @@ use walcast_wire::Position;
 
 use crate::backbone::Backbone as _;
 use crate::backbone::local::Local;
+use crate::backbone::redis::RedisError;
 use crate::config::Config;
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
+use crate::pipeline::fleet::Lead;
 use crate::pipeline::{self, PublishError};
 use crate::postgres::{Companion, DsnError};
 use crate::router::{Router, RuleConfig, RuleError};
@@ -27,8 +29,11 @@ use crate::source::wal::{self, Wal};
 use crate::source::{Retry, Source, SourceError, SourceKind};
 use crate::{admin, listen, telemetry, transport};
 
+mod fleet;
 mod monitor;
 mod publisher;
+
+pub use fleet::{Config as NodeConfig, Role};
 
 /// How long a node that drains waits until its slot is released,
 const RELEASE: Duration = Duration::from_secs(1);
@@ -74,6 +79,9 @@ pub enum NodeError {
     /// The stream ended for good.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// Redis cannot be used as it is named.
+    #[error("redis.url: {0}")]
+    Redis(#[from] RedisError),
     /// Current values outgrew their memory.
     #[error(transparent)]
     StateFull(#[from] StateFull),
@@ -134,8 +142,17 @@ impl Node {
         // What is measured before it is there is lost.
         let metrics = telemetry::metrics();
         let companion = Arc::new(Companion::new(target, "walcast companion", PUBLISHERS_MAX));
-        let health = Arc::new(Health::new(config.source.lease * 2));
-        let http = bind("http.listen", "--listen", config.http.listen)?;
+        let silence_max = config.source.lease * 2;
+        config.redis.check()?;
+        let health = match config.redis.url {
+            None => Health::new(silence_max),
+            Some(_) => Health::among_others(silence_max),
+        };
+        let health = Arc::new(health);
+        let http = match config.node.role {
+            Role::Leader => None,
+            Role::Any | Role::Edge => Some(bind("http.listen", "--listen", config.http.listen)?),
+        };
         let admin = bind("admin.listen", "--admin-listen", config.admin.listen)?;
         let parts = Arc::new(Parts {
             companion,
@@ -152,13 +169,17 @@ impl Node {
             config,
         });
         let mut node = Self {
-            http: http.1,
+            http: http.as_ref().map_or(parts.config.http.listen, |(_, address)| *address),
             admin: admin.1,
             parts: Arc::clone(&parts),
             tasks: JoinSet::new(),
             names: HashMap::new(),
         };
-        node.spawn("publish", publish(Arc::clone(&parts)));
+        let lead = fleet::spawn(&mut node)?;
+        if parts.config.node.role != Role::Edge {
+            node.spawn("publish", publish(Arc::clone(&parts), lead));
+            node.spawn("monitor", monitor::run(Arc::clone(&parts)));
+        }
         node.spawn("ingest", {
             let (backbone, hub) = (Arc::clone(&parts.backbone), Arc::clone(&parts.hub));
             let health = Arc::clone(&parts.health);
@@ -166,20 +187,11 @@ impl Node {
             async move { Ok(pipeline::ingest(backbone, hub, health, kind).await?) }
         });
         node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
-        node.spawn("monitor", monitor::run(Arc::clone(&parts)));
-        node.spawn("http", {
-            let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
-            let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
-            let away = parts.health.standing_by();
-            let config = parts.config.http.clone();
-            let serving = transport::serve(http.0, config, hub, publisher, drain, away);
-            let gone = parts.clients_gone.clone().drop_guard();
-            async move {
-                let _gone = gone;
-                serving.await;
-                Ok(())
-            }
-        });
+        if let Some((listener, _)) = http {
+            node.spawn("http", serve(&parts, listener));
+        } else {
+            parts.clients_gone.cancel();
+        }
         node.spawn("admin", {
             let router = admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), metrics);
             let (limits, end) = (parts.config.admin.limits(), parts.end.clone());
@@ -286,6 +298,24 @@ async fn first_failure(
     Ok(())
 }
 
+/// Serves clients until they are asked to go and have gone.
+fn serve(
+    parts: &Arc<Parts>,
+    listener: TcpListener,
+) -> impl Future<Output = Result<(), NodeError>> + Send + 'static {
+    let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
+    let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
+    let away = parts.health.away();
+    let config = parts.config.http.clone();
+    let serving = transport::serve(listener, config, hub, publisher, drain, away);
+    let gone = parts.clients_gone.clone().drop_guard();
+    async move {
+        let _gone = gone;
+        serving.await;
+        Ok(())
+    }
+}
+
 fn bind(
     key: &'static str,
     flag: &'static str,
@@ -302,7 +332,7 @@ fn compile(config: &Config, rules: &[RuleConfig]) -> Result<Router, NodeError> {
 }
 
 /// Waits for Postgres, makes sure that everything fits, then reads until stopped.
-async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
+async fn publish(parts: Arc<Parts>, lead: Option<Lead>) -> Result<(), NodeError> {
     let _released = parts.released.clone().drop_guard();
     let checked = parts.stop.run_until_cancelled(wait_until_suitable(&parts)).await;
     match checked {
@@ -315,23 +345,24 @@ async fn publish(parts: Arc<Parts>) -> Result<(), NodeError> {
     match config.kind {
         SourceKind::Wal => {
             let replay = parts.config.replay.clone();
-            Box::pin(publish_from(&parts, Wal::new(config, replay, companion, health, hub))).await
+            Box::pin(publish_from(&parts, lead, Wal::new(config, replay, companion, health, hub))).await
         }
         SourceKind::Outbox => {
             let target = companion.target().clone();
-            Box::pin(publish_from(&parts, Outbox::new(config, target, health, hub))).await
+            Box::pin(publish_from(&parts, lead, Outbox::new(config, target, health, hub))).await
         }
     }
 }
 
 /// Reads until stopped.
-async fn publish_from(parts: &Parts, source: impl Source) -> Result<(), NodeError> {
+async fn publish_from(parts: &Parts, lead: Option<Lead>, source: impl Source) -> Result<(), NodeError> {
     let ended = pipeline::publish(
         source,
         parts.rules.subscribe(),
         Arc::clone(&parts.backbone),
         parts.config.pipeline.clone(),
         Arc::clone(&parts.health),
+        lead,
         parts.stop.clone(),
     )
     .await;
@@ -443,6 +474,10 @@ impl Reloader {
 
     async fn take(&self, rules: &[RuleConfig]) -> Result<(), NodeError> {
         let router = compile(&self.parts.config, rules)?;
+        if self.parts.config.node.role == Role::Edge {
+            // Only whoever leads goes by them.
+            return Ok(());
+        }
         check(&self.parts, &router).await?;
         self.parts.rules.send_modify(|rules| *rules = Arc::new(router.after(rules)));
         Ok(())

@@ -4,6 +4,7 @@
 //! Publishing is the only place that decides whether and when a failed source is tried again, and nothing
 //! is acknowledged to Postgres before the backbone has it.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,10 @@ use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
 use crate::router::{Router, Routing};
 use crate::source::{Retry, Source, SourceError, SourceKind};
+
+pub mod fleet;
+
+use fleet::Lead;
 
 /// First and longest pause between attempts to reach the source; the pause taken is a random part of it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -63,12 +68,13 @@ pub async fn publish<S: Source, B: Backbone>(
     backbone: Arc<B>,
     config: Config,
     health: Arc<Health>,
+    lead: Option<Lead>,
     shutdown: CancellationToken,
 ) -> Result<(), PublishError> {
     let router = Arc::clone(&rules.borrow());
     source.keep_values_of(router.state_tables().collect(), Vec::new());
     let assembly = Assembly::new(Routing::new(router), config);
-    let mut publisher = Publisher { assembly, rules, new_rules: false, backbone, health };
+    let mut publisher = Publisher { assembly, rules, new_rules: false, backbone, health, lead };
     let result = shutdown.run_until_cancelled(publisher.run(&mut source)).await;
     source.close().await;
     result.unwrap_or(Ok(()))
@@ -81,6 +87,8 @@ struct Publisher<B> {
     new_rules: bool,
     backbone: Arc<B>,
     health: Arc<Health>,
+    /// Set where others follow.
+    lead: Option<Lead>,
 }
 
 /// How long to wait before the next attempt. What fails right behind a stream's begin is not tried without a pause.
@@ -159,6 +167,9 @@ impl<B: Backbone> Publisher<B> {
             backoff.passed(self.assembly.head);
             match changes {
                 Changes::Start(start) => {
+                    if let Some(lead) = &self.lead {
+                        lead.take(start.fence).await;
+                    }
                     if start.epoch != self.assembly.epoch {
                         backoff.failed_at = Position::before(start.from);
                     }
@@ -404,7 +415,12 @@ pub async fn ingest<B: Backbone>(
         SourceKind::Outbox => ("outbox", "ticks"),
     };
     while let Ok(batch) = backbone.next().await {
+        // What others lack is not forgotten for what is new.
+        poll_fn(|cx| hub.poll_room(cx)).await;
         hub.ingest(&batch, Instant::now())?;
+        if hub.follows() {
+            continue;
+        }
         let status = hub.status();
         if status.settled && !status.replaying {
             health.well(Part::State);

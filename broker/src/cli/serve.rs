@@ -18,6 +18,8 @@ use crate::telemetry;
   walcast serve
   walcast serve --config /etc/walcast.toml
   WALCAST_POSTGRES__URL=postgres://walcast@db/app walcast serve --listen 127.0.0.1:9000
+  walcast serve --redis redis://cache:6379                  one of several brokers
+  walcast serve --redis redis://cache:6379 --role edge      one that never leads
 
 While another broker reads the same slot this one stands by, and takes over when that one ends;
 --takeover asks it to end, so that a new version can replace an old one that runs.
@@ -32,6 +34,12 @@ pub struct Args {
     settings: Settings,
     #[command(flatten)]
     source: SourceFlag,
+    /// What this broker does among others, over `node.role`: any, edge or leader
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
+    /// Redis where brokers meet, over `redis.url`
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
     /// Address of the API, over `http.listen`
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
@@ -52,6 +60,12 @@ pub struct Args {
 impl Args {
     fn loader(&self) -> Loader {
         let mut loader = self.source.over(self.settings.loader());
+        if let Some(role) = &self.role {
+            loader = loader.flag("--role", "node.role", role.as_str());
+        }
+        if let Some(url) = &self.redis {
+            loader = loader.flag("--redis", "redis.url", url.as_str());
+        }
         if let Some(address) = self.listen {
             loader = loader.flag("--listen", "http.listen", address.to_string());
         }
@@ -117,7 +131,7 @@ impl Failure {
     /// How the end of a node ends the process; `origin` is the file that holds the rules.
     pub(super) fn of_node(origin: &str, error: &NodeError) -> Self {
         let code = match error {
-            NodeError::Dsn(_) | NodeError::Rules(_) => exit::USAGE,
+            NodeError::Dsn(_) | NodeError::Rules(_) | NodeError::Redis(_) => exit::USAGE,
             NodeError::Listen { .. }
             | NodeError::Source(_)
             | NodeError::Publication(_)

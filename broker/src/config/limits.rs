@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Config;
+use crate::node::Role;
 use crate::units::{KIB, MIB};
 
 /// A value that cannot be used.
@@ -23,6 +24,8 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
     identifier("source.publication", &config.source.publication)?;
     time("source.lease", config.source.lease, "1s", "5m")?;
     size("source.seed_bytes_per_second", config.source.seed_bytes_per_second, KIB, u64::MAX)?;
+    redis(config)?;
+    size("history.asked_bytes", history.asked_bytes, MIB, u64::MAX)?;
     size("replay.wal_bytes", config.replay.wal_bytes, 0, u64::MAX)?;
     size("router.event_bytes_max", config.router.event_bytes_max, KIB, 64 * MIB)?;
     time("source.poll_max", config.source.poll_max, "2ms", "1s")?;
@@ -56,6 +59,22 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
         key: "log.level",
         cause,
         remedy: "write error, warn, info, debug, trace, or such as \"info,walcast::source=debug\"".into(),
+    })
+}
+
+/// Other brokers are reached by Redis alone.
+fn redis(config: &Config) -> Result<(), Broken> {
+    if config.redis.url.is_none() && config.node.role != Role::Any {
+        return Err(Broken {
+            key: "node.role",
+            cause: "a broker that does one thing alone needs others for the rest".into(),
+            remedy: "set redis.url to the Redis where they meet, or leave the role out".into(),
+        });
+    }
+    config.redis.check().map_err(|error| Broken {
+        key: "redis.url",
+        cause: error.to_string(),
+        remedy: "write it as redis://user:password@host:6379, or rediss:// for TLS".into(),
     })
 }
 

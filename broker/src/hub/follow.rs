@@ -5,29 +5,51 @@ use std::time::Instant;
 
 use walcast_wire::{Position, TopicPattern};
 
-use super::asked::Asked;
 use super::page::{Answer, Page, Remark};
 use super::retained::Retained;
 use super::{Hub, Inner};
 
 impl Hub {
-    /// Takes a page in, as [`Self::ingest`] takes a batch. From now on the hub holds no values of its own.
+    /// From now on pages of another hub are taken, batches are not, and no values are held.
+    pub fn follow_others(&self) {
+        let mut woken = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            if let Some(mut relay) = inner.relay.take() {
+                relay.release(&mut woken);
+            }
+            if !std::mem::replace(&mut inner.follows, true) {
+                inner.retained = Retained::default();
+                // Who waits for values to become exact asks for them now.
+                inner.registry.wake_parked(&mut woken);
+            }
+        }
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes a page in, as [`Self::ingest`] takes a batch; nothing unless it follows.
     pub fn follow(&self, page: &Page, now: Instant) {
         let mut woken = Vec::new();
-        self.inner.lock().follow(page, now, self.config.asked_bytes, &mut woken);
+        self.inner.lock().follow(page, now, &mut woken);
         woken.into_iter().for_each(Waker::wake);
     }
 
     /// What values somebody wants, once there is something. One task asks.
     pub fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<Vec<TopicPattern>> {
         let mut inner = self.inner.lock();
-        let asked = inner.asked.get_or_insert_with(|| Asked::new(self.config.asked_bytes));
-        let question = asked.question();
+        let question = inner.asked.question();
         if question.is_empty() {
-            asked.asker = Some(cx.waker().clone());
+            inner.asked.asker = Some(cx.waker().clone());
             return Poll::Pending;
         }
         Poll::Ready(question)
+    }
+
+    /// There is no answer: who waits will ask again.
+    pub fn unanswered(&self) {
+        let mut woken = Vec::new();
+        self.inner.lock().wake_those_who_ask(&mut woken);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Takes the answer. Who waits for what it does not say will ask again.
@@ -39,18 +61,15 @@ impl Hub {
 }
 
 impl Inner {
-    fn follow(&mut self, page: &Page, now: Instant, asked_bytes: u64, woken: &mut Vec<Waker>) {
-        if self.asked.is_none() {
-            self.asked = Some(Asked::new(asked_bytes));
-            self.retained = Retained::default();
-            // Who waits for values to become exact asks for them now.
-            self.registry.wake_parked(woken);
+    fn follow(&mut self, page: &Page, now: Instant, woken: &mut Vec<Waker>) {
+        if !self.follows {
+            return;
         }
         self.enter(page.epoch, page.after, woken);
         let Some(line) = &mut self.line else { return };
         line.replay_until = line.replay_until.min(line.head);
         if page.remarks.contains(&Remark::Values) {
-            self.asked.iter_mut().for_each(Asked::forget);
+            self.asked.forget();
         }
         if page.upto > line.head {
             for remark in &page.remarks {
@@ -82,15 +101,14 @@ impl Inner {
 
     fn answer(&mut self, answer: Answer, woken: &mut Vec<Waker>) {
         let ours = self.line.as_ref().is_some_and(|line| line.epoch == answer.epoch);
-        if let Some(asked) = self.asked.as_mut().filter(|_| ours) {
-            asked.learn(answer);
+        if ours && self.follows {
+            self.asked.learn(answer);
         }
         self.wake_those_who_ask(woken);
     }
 
     fn wake_those_who_ask(&mut self, woken: &mut Vec<Waker>) {
-        let Some(asked) = &mut self.asked else { return };
-        for id in std::mem::take(&mut asked.waiting) {
+        for id in std::mem::take(&mut self.asked.waiting) {
             woken.extend(self.registry.get(id).and_then(|waiter| waiter.waker.take()));
         }
     }

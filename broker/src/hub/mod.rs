@@ -174,8 +174,9 @@ struct Inner {
     registry: Registry,
     /// What the hubs of other nodes lack, while this one leads them.
     relay: Option<Relay>,
-    /// Set while it follows another one: values are asked for, `retained` is empty.
-    asked: Option<Asked>,
+    /// It follows another one: values are asked for, `retained` is empty.
+    follows: bool,
+    asked: Asked,
 }
 
 /// Where on which number line the hub is.
@@ -219,7 +220,8 @@ impl Hub {
             retained: Retained::default(),
             registry: Registry::default(),
             relay: None,
-            asked: None,
+            follows: false,
+            asked: Asked::new(config.asked_bytes),
         };
         Arc::new(Self { config, inner: Mutex::new(inner) })
     }
@@ -310,8 +312,8 @@ impl Hub {
             let inner = self.inner.lock();
             let topic_alone = [topic.clone().into()];
             let Some(line) = &inner.line else { return Current::Unsettled };
-            if let Some(asked) = &inner.asked {
-                return match asked.get(&topic_alone[0], line.head, line.head, &inner.history) {
+            if inner.follows {
+                return match inner.asked.get(&topic_alone[0], line.head, line.head, &inner.history) {
                     None => Current::Unsettled,
                     Some([]) => Current::None,
                     Some([value, ..]) => Current::Value(Arc::clone(value)),
@@ -342,7 +344,7 @@ impl Hub {
         let line = inner.line.as_ref();
         Status {
             started: line.is_some(),
-            settled: inner.asked.is_some() || retained.settled(),
+            settled: inner.follows || retained.settled(),
             replaying: line.is_some_and(|line| line.head < line.replay_until),
             epoch: line.map(|line| line.epoch).unwrap_or_default(),
             head: line.map(|line| line.head).unwrap_or_default(),
@@ -350,8 +352,8 @@ impl Hub {
             floor: history.floor(),
             events: history.len(),
             bytes: history.bytes(),
-            values: inner.asked.as_ref().map_or(retained.len(), Asked::len),
-            state_bytes: inner.asked.as_ref().map_or(retained.bytes(), Asked::bytes),
+            values: retained.len() + inner.asked.len(),
+            state_bytes: retained.bytes() + inner.asked.bytes(),
             subscriptions: registry.len(),
             topics: registry.topics(),
         }
@@ -360,8 +362,16 @@ impl Hub {
 
 impl Inner {
     fn ingest(&mut self, batch: &Batch, now: Instant, woken: &mut Vec<Waker>) {
-        if self.asked.take().is_some() {
-            self.registry.wake_parked(woken);
+        // Left over from when it led.
+        if self.follows {
+            return;
+        }
+        if let Some(Note::Start { quiet_from, .. }) = &batch.note
+            && let Some(line) = self.line.as_mut().filter(|line| line.epoch == batch.epoch)
+            && (*quiet_from..batch.after).contains(&line.head)
+        {
+            // Nothing lies between.
+            line.head = batch.after;
         }
         let fresh = self.enter(batch.epoch, batch.after, woken);
         let may_go = |relay: &Option<Relay>| relay.as_ref().map_or(Position::MAX, Relay::keep_from);
@@ -455,7 +465,7 @@ impl Inner {
                 self.registry.notify_all(Position::ZERO, woken);
                 self.history.restart(after);
                 self.retained = Retained::default();
-                self.asked.iter_mut().for_each(Asked::forget);
+                self.asked.forget();
                 self.line = Some(Line {
                     epoch,
                     head: after,

@@ -45,7 +45,7 @@ pub struct Outgoing {
     pub begins: bool,
     /// Everything up to here, inclusive, need not be kept for followers.
     pub floor: Position,
-    /// Values that changed; `None`: there is none any more.
+    /// Values that changed, each topic once; `None`: there is none any more.
     pub values: Vec<(Topic, Option<Bytes>)>,
     /// Topics of which the shared values do not hold, as of [`Page::upto`].
     pub inexact: Vec<TopicPattern>,

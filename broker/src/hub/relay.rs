@@ -4,7 +4,7 @@
 //! changed, and remarks. Where all values became exact at once they are carried whole, behind everything that
 //! lies before them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -119,9 +119,14 @@ impl Relay {
 
     /// Another line: nobody has anything of it.
     pub(super) fn begin_anew(&mut self, floor: Position, woken: &mut Vec<Waker>) {
+        self.release(woken);
+        *self = Self::new(floor);
+    }
+
+    /// Nobody is to wait for it any more.
+    pub(super) fn release(&mut self, woken: &mut Vec<Waker>) {
         woken.extend(self.waker.take());
         woken.extend(self.blocked.take());
-        *self = Self::new(floor);
     }
 
     pub(super) fn wake(&mut self, woken: &mut Vec<Waker>) {
@@ -130,18 +135,20 @@ impl Relay {
 }
 
 impl Hub {
-    /// From now on what others lack is kept until it was carried.
-    pub fn lead(&self) {
+    /// From now on the hub takes batches, and keeps what others lack until it was carried. Whether it followed another
+    /// one until now, and holds no values.
+    pub fn lead(&self) -> bool {
         let mut inner = self.inner.lock();
         let floor = inner.history.floor();
         inner.relay.get_or_insert_with(|| Relay::new(floor));
+        inner.asked.forget();
+        std::mem::replace(&mut inner.follows, false)
     }
 
-    /// Nothing is kept for others any more.
-    pub fn follow_others(&self) {
-        let woken = self.inner.lock().relay.take();
-        let woken = woken.map(|relay| [relay.waker, relay.blocked]);
-        woken.into_iter().flatten().flatten().for_each(Waker::wake);
+    /// Whether it follows another one, and holds no values.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.inner.lock().follows
     }
 
     /// Others have everything up to `place`; what to carry is made for them from now on. Whether the hub leads on a
@@ -211,9 +218,12 @@ impl Piece {
         match self {
             Self::Page { page, begins, floor, values, inexact } => {
                 let mut encoder = Encoder::new(page.epoch);
-                let mut encode = |value: Arc<Event>| encoder.snapshot(&value).json();
-                let values =
-                    values.into_iter().map(|(topic, value)| (topic, value.map(&mut encode))).collect();
+                // Of each topic the last counts.
+                let last: HashMap<_, _> = values.into_iter().collect();
+                let encode = |(topic, value): (Topic, Option<Arc<Event>>)| {
+                    (topic, value.map(|value| encoder.snapshot(&value).json()))
+                };
+                let values = last.into_iter().map(encode).collect();
                 What::Page(Outgoing { page, begins, floor, values, inexact })
             }
             Self::Values { epoch, at, values, inexact } => {
@@ -233,13 +243,14 @@ impl Inner {
         relay.claim += 1;
         (relay.begins, relay.carried) = (place.is_none(), place.map_or(floor, |place| place.position));
         relay.empty_until = relay.carried;
+        // Whoever claims marks all of them.
+        relay.inexact = vec![TopicPattern::everything()];
         if goes_on {
             let carried = relay.carried;
             relay.changed.retain(|changed| changed.position > carried);
         } else {
             // What values others have, nobody knows.
             relay.changed.clear();
-            relay.inexact = vec![TopicPattern::everything()];
             relay.remarks = line.withdrawn.remarks();
             relay.round += 1;
             relay.whole = self.retained.known().then(|| (line.head, self.retained.all()));
@@ -262,13 +273,14 @@ impl Inner {
         }
         let (events, upto) = page_of(self.history.all(relay.empty_until), end);
         let upto = upto.max(relay.carried);
-        let goes_on = upto > relay.carried;
-        let says = !events.is_empty() || goes_on && (!relay.remarks.is_empty() || inexact != relay.inexact);
-        if says || relay.begins {
+        let remarks = if upto > relay.carried { relay.remarks.clone() } else { Vec::new() };
+        let tells = !events.is_empty() || !remarks.is_empty();
+        if tells || relay.begins || inexact != relay.inexact {
+            let after = relay.carried;
+            let upto = if tells { upto } else { after };
             let values = relay.changed.iter().take_while(|changed| changed.position <= upto);
             let values = values.map(|changed| (changed.topic.clone(), changed.value.clone())).collect();
-            let remarks = if goes_on { relay.remarks.clone() } else { Vec::new() };
-            let page = Page { epoch: line.epoch, after: relay.carried, upto, remarks, events };
+            let page = Page { epoch: line.epoch, after, upto, remarks, events };
             let floor = self.history.floor().min(upto);
             return Some(Piece::Page { page, begins: relay.begins, floor, values, inexact });
         }

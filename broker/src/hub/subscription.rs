@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 
 use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, Topic, TopicPattern};
 
-use super::asked::Asked;
 use super::registry::{Waiter, WaiterId};
 use super::{Encoded, Encoder, Hub, Inner, SubscribeError};
 use crate::event::Event;
@@ -153,7 +152,7 @@ impl Subscription {
             From::After(cursor) => {
                 epoch = cursor.epoch;
                 // The hub that this one follows may have told more than has come here.
-                if epoch == line.epoch && cursor.position > now && inner.asked.is_none() {
+                if epoch == line.epoch && cursor.position > now && !inner.follows {
                     reset = Some(ResetReason::Gap);
                 }
                 (cursor.position, Values::Done)
@@ -290,10 +289,7 @@ impl Subscription {
         if line.head < self.position {
             return false;
         }
-        let taken = match &inner.asked {
-            Some(asked) => self.asked_for(asked, inner, line.head),
-            None => self.held(inner),
-        };
+        let taken = if inner.follows { self.asked_for(inner, line.head) } else { self.held(inner) };
         let Some(mut values) = taken else {
             self.ask(inner);
             return false;
@@ -328,10 +324,10 @@ impl Subscription {
     }
 
     /// The values that were answered, if all were.
-    fn asked_for(&self, asked: &Asked, inner: &Inner, head: Position) -> Option<Vec<Held>> {
+    fn asked_for(&self, inner: &Inner, head: Position) -> Option<Vec<Held>> {
         let mut values = Vec::new();
         for pattern in &self.topics {
-            let known = asked.get(pattern, self.position, head, &inner.history)?;
+            let known = inner.asked.get(pattern, self.position, head, &inner.history)?;
             values.extend(known.iter().cloned().map(Held::Encoded));
         }
         Some(values)
@@ -339,7 +335,8 @@ impl Subscription {
 
     /// Asks for the values that are lacking, where they have to be asked for.
     fn ask(&self, inner: &mut Inner) {
-        let Some((asked, line)) = inner.asked.as_mut().zip(inner.line.as_ref()) else { return };
+        let Some(line) = inner.line.as_ref().filter(|_| inner.follows) else { return };
+        let asked = &mut inner.asked;
         for pattern in &self.topics {
             if asked.get(pattern, self.position, line.head, &inner.history).is_none() {
                 asked.want(pattern, line.head);

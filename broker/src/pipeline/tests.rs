@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Change, ChangeKind, Commit};
+use crate::event::{Change, ChangeKind, Commit, Fence};
 use crate::router;
 
 fn assembly(atomic_events_max: usize) -> Assembly {
@@ -16,6 +16,7 @@ fn assembly(atomic_events_max: usize) -> Assembly {
         from: 100,
         quiet_from: Position::before(100),
         replay_until: 100,
+        fence: Fence::default(),
     });
     assembly
 }
@@ -99,7 +100,13 @@ fn a_broken_stream_leaves_nothing_half_done() {
     assembly.take(&part(100, 1..=3, None));
     assembly.interrupt();
     assert!(!assembly.pending());
-    assembly.start(Start { epoch: Epoch(1), from: 90, quiet_from: Position::before(90), replay_until: 120 });
+    assembly.start(Start {
+        epoch: Epoch(1),
+        from: 90,
+        quiet_from: Position::before(90),
+        replay_until: 120,
+        fence: Fence::default(),
+    });
     assembly.take(&part(100, 1..=1, Some(110)));
     let batch = assembly.batch(None).unwrap();
     assert_eq!((batch.after, batch.upto), (Position::before(90), Position::before(110)));
@@ -202,7 +209,7 @@ proptest! {
                     prop_assert!(Position::before(from) <= published);
                     log.go_back(from);
                     let quiet_from = Position::before(from);
-                    assembly.start(Start { epoch: Epoch(1), from, quiet_from, replay_until: from });
+                    assembly.start(Start { epoch: Epoch(1), from, quiet_from, replay_until: from, fence: Fence::default() });
                     head = Position::before(from);
                 }
             }
@@ -272,7 +279,13 @@ impl Backbone for Slow {
 #[tokio::test]
 async fn what_is_said_once_is_not_lost_with_the_stream() {
     let snapshot = Arc::new(crate::event::Snapshot::default());
-    let start = Start { epoch: Epoch(1), from: 100, quiet_from: Position::before(100), replay_until: 100 };
+    let start = Start {
+        epoch: Epoch(1),
+        from: 100,
+        quiet_from: Position::before(100),
+        replay_until: 100,
+        fence: Fence::default(),
+    };
     let changes = vec![
         Changes::Start(start),
         Changes::SeedBegin(Arc::from([])),
@@ -286,7 +299,7 @@ async fn what_is_said_once_is_not_lost_with_the_stream() {
     let (backbone, shutdown) = (Arc::new(Slow::default()), CancellationToken::new());
     let health = Arc::new(Health::new(Duration::from_secs(1)));
     let running =
-        publish(source, watched, Arc::clone(&backbone), Config::default(), health, shutdown.clone());
+        publish(source, watched, Arc::clone(&backbone), Config::default(), health, None, shutdown.clone());
     let running = tokio::spawn(running);
     let seen = |seed_ends: bool| {
         let ends = |batch: &Batch| matches!(batch.note, Some(Note::SeedEnd { .. }));

@@ -49,7 +49,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_over_kills_of_broker_and_postgres() {
-    let size = Size { writers: 8, followers: 200, pause: Duration::from_millis(100) };
+    let size = Size { writers: 8, followers: 200, stays: usize::MAX, pause: Duration::from_millis(100) };
     let mut scene = Scene::begin("kill", "", size).await;
     let (rounds, start) = (rounds(25), Instant::now());
     for round in 0..rounds {
@@ -67,7 +67,7 @@ async fn nothing_is_lost_over_kills_of_broker_and_postgres() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_small_window_loses_is_told() {
-    let size = Size { writers: 4, followers: 30, pause: Duration::from_millis(50) };
+    let size = Size { writers: 4, followers: 30, stays: usize::MAX, pause: Duration::from_millis(50) };
     let mut scene = Scene::begin("kill_window", "[history]\nevents = 200", size).await;
     let floor =
         "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = 'kill_window'";

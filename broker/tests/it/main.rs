@@ -9,6 +9,8 @@ mod delivery;
 mod drain;
 mod epochs;
 mod failover;
+mod fleet;
+mod fleet_faults;
 mod fuzz;
 mod governor;
 mod harness;

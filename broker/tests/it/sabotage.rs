@@ -9,7 +9,7 @@ use crate::judge::{Law, summary};
 use crate::server::Server;
 use crate::serving::{self, Process};
 
-const CROWD: Size = Size { writers: 2, followers: 6, pause: Duration::from_millis(20) };
+const CROWD: Size = Size { writers: 2, followers: 6, stays: usize::MAX, pause: Duration::from_millis(20) };
 /// Nobody answers, so a commit that waits for standbys is in the log and stays invisible.
 const SERVER: &[(&str, &str)] = &[("synchronous_standby_names", "nobody"), ("synchronous_commit", "local")];
 /// A broken broker may never get to the end.

@@ -195,6 +195,7 @@ async fn a_fast_stop_does_not_wait_for_a_backbone_nor_does_the_broker() {
         Arc::new(Stuck(asked)),
         config.pipeline,
         health,
+        None,
         shutdown.clone(),
     ));
     within("a batch is published", count.wait_for(|count| *count == 1)).await.unwrap();

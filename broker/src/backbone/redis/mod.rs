@@ -48,20 +48,11 @@ pub struct Config {
     /// How long they may take.
     #[serde(with = "humantime_serde")]
     pub replicas_timeout: Duration,
-    /// What a broker that follows keeps of the values it was asked for, in bytes.
-    #[serde(deserialize_with = "crate::units::bytes")]
-    pub cache_bytes: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            url: None,
-            pubsub: false,
-            replicas: 0,
-            replicas_timeout: Duration::from_secs(1),
-            cache_bytes: 64 << 20,
-        }
+        Self { url: None, pubsub: false, replicas: 0, replicas_timeout: Duration::from_secs(1) }
     }
 }
 
@@ -77,7 +68,6 @@ impl fmt::Debug for Config {
             .field("pubsub", &self.pubsub)
             .field("replicas", &self.replicas)
             .field("replicas_timeout", &self.replicas_timeout)
-            .field("cache_bytes", &self.cache_bytes)
             .finish()
     }
 }

@@ -43,26 +43,28 @@ impl Reader {
         Ok(Self { link, keys: Keys::new(source), stands: None, ready: VecDeque::new() })
     }
 
-    /// The page that follows `after`; waits for it. With another epoch than that of `after`, or without one, it is the
+    /// The page that follows `after`, if one comes within a second. With another epoch than that of `after`, or without one, it is the
     /// first one that there is. Where its start lies beyond `after`, what lies between is gone. Cancel safe.
     ///
     /// # Errors
     /// [`RedisError::Moved`]`(None)` each second in which Redis holds no log; ask again.
     /// [`RedisError::Away`]: ask again after a pause. [`RedisError::Unsuitable`].
-    pub async fn next(&mut self, after: Option<Cursor>) -> Result<Page, RedisError> {
+    pub async fn next(&mut self, after: Option<Cursor>) -> Result<Option<Page>, RedisError> {
         if after != self.stands {
             self.ready.clear();
             self.stands = after;
         }
-        while self.ready.is_empty() {
+        if self.ready.is_empty() {
             let read = match self.stands {
                 Some(stands) => self.follow(stands).await?,
                 None => self.begin(None).await?,
             };
             self.ready.extend(read);
         }
-        let page = self.ready.pop_front().ok_or_else(|| RedisError::fault("no page"))?;
-        self.stands = Some(Cursor::new(page.epoch, page.upto));
+        let page = self.ready.pop_front();
+        if let Some(page) = &page {
+            self.stands = Some(Cursor::new(page.epoch, page.upto));
+        }
         Ok(page)
     }
 

@@ -120,8 +120,8 @@ impl Writer {
     /// # Errors
     /// [`RedisError::Moved`] if the log does not end where they hold, or [`RedisError::Fenced`]: the values are what
     /// they were. [`RedisError::Away`]: they may be in place or not. [`RedisError::Unsuitable`].
-    pub async fn put_all(&mut self, epoch: Epoch, all: AllValues) -> Result<(), RedisError> {
-        let AllValues { at, values, inexact } = all;
+    pub async fn put_all(&mut self, all: AllValues) -> Result<(), RedisError> {
+        let AllValues { epoch, at, values, inexact } = all;
         let fence = self.claimed()?;
         let (mut count, mut first) = (0_u64, true);
         let mut values = values.peekable();

@@ -26,6 +26,10 @@ impl Store {
         }
         assert!(page.upto > page.after || page.events.is_empty() && page.remarks.is_empty());
         self.place = Some(Cursor::new(page.epoch, page.upto));
+        let mut topics: Vec<_> = values.iter().map(|(topic, _)| topic.clone()).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        assert_eq!(topics.len(), values.len(), "each topic once");
         for (topic, value) in values {
             match value {
                 Some(value) => self.values.insert(topic, value),
@@ -74,6 +78,7 @@ impl Pair {
         leader.hub.lead();
         assert!(leader.hub.claim(None));
         let mut pair = Self { leader, store: Store::default(), follower: hub(events), read: Position::ZERO };
+        pair.follower.follow_others();
         pair.pass_on();
         pair
     }
@@ -211,6 +216,7 @@ fn a_store_that_lost_everything_is_filled_from_history() {
     pair.pass_on();
     assert_eq!(pair.told(&mut subscription), ["102:1 a message 1"], "no reset");
     let late = hub(100);
+    late.follow_others();
     for page in &pair.store.log {
         late.follow(page, pair.leader.now);
     }
@@ -270,6 +276,37 @@ fn what_was_not_carried_stays() {
     assert!(pair.leader.hub.poll_room(&mut cx).is_ready());
     assert_eq!(pair.leader.hub.status().events, 2);
     assert_eq!(pair.follower.status().events, 2, "its own window");
+}
+
+#[test]
+fn who_followed_leads_without_a_gap() {
+    let mut pair = Pair::new(100);
+    pair.leader.send(vec![put(101, 5, "vm/a", "1")]);
+    pair.pass_on();
+    let mut subscription = pair.subscribe(&["vm/a"], From::Now);
+    // The log went on, quietly, and the new leader begins there.
+    let mut feed = Feed { hub: Arc::clone(&pair.follower), head: Position::before(110), ..pair.leader };
+    let start = Note::Start { replay_until: feed.head, quiet_from: Position::new(101, 1) };
+    feed.note(start.clone());
+    assert_eq!(feed.hub.head(), pair.store.place, "it follows, and takes no batches");
+    assert!(feed.hub.lead() && !feed.hub.lead());
+    feed.note(start);
+    assert!(feed.hub.claim(pair.store.place));
+    feed.send(vec![put(111, 6, "vm/a", "2")]);
+    assert_eq!(events(&mut subscription, 10), ["111:1 vm/a update 2"]);
+    let mut current = feed.subscribe(&["vm/a"], From::Current);
+    assert_eq!(events(&mut current, 10), [""; 0], "values are not read yet");
+    feed.begin_seed();
+    feed.seed("9:9:", vec![seeded("vm/a", "2")]);
+    feed.end_seed("9:9:", feed.head);
+    assert_eq!(events(&mut current, 10).len(), 1);
+    // What is carried now joins what the leader before it carried.
+    let other = hub(100);
+    other.follow_others();
+    let mut pair = Pair { leader: feed, store: pair.store, follower: other, read: Position::ZERO };
+    pair.pass_on();
+    let mut state = pair.subscribe(&["vm/a"], From::Current);
+    assert_eq!(pair.told(&mut state).len(), 1);
 }
 
 #[derive(Clone, Debug)]
@@ -366,6 +403,8 @@ proptest! {
                 Step::Keep => kept = pair.store.clone(),
                 Step::Restore => {
                     pair.store = kept.clone();
+                    // As whoever claims does.
+                    pair.store.inexact = everything();
                     pair.leader.hub.claim(pair.store.place);
                 }
                 Step::Reconnect => {

@@ -24,7 +24,7 @@ use walcast_wire::{Epoch, Position};
 use super::failure::Failure;
 use super::seeding::{Order, Seeding};
 use super::{Config, Source, SourceError, seed};
-use crate::event::{Changes, SeedEnd, Start};
+use crate::event::{Changes, Fence, SeedEnd, Start};
 use crate::health::{Health, Part};
 use crate::hub::Hub;
 use crate::postgres::{Session, Target};
@@ -116,11 +116,12 @@ impl Outbox {
         let from = last.end();
         let noted = Position::new(standing.quiet_tick, standing.quiet_ordinal);
         let quiet_from = noted.min(Position::before(from));
-        let start = Start { epoch, from, quiet_from, replay_until: standing.last + 1 };
+        let fence = Fence { timeline: standing.timeline.parse().unwrap_or_default(), lsn: lease.lsn };
+        let start = Start { epoch, from, quiet_from, replay_until: standing.last + 1, fence };
         // Another number line, or a part of this one that was never seen: all values are read anew.
         let unseen =
             |known: Option<(Epoch, u64)>| known.is_none_or(|(line, upto)| line != epoch || from > upto);
-        if unseen(self.line) || unseen(self.published) {
+        if unseen(self.line) || unseen(self.published) || self.hub.follows() {
             self.line = Some((epoch, from));
             self.published = self.line;
             self.seeding.all_due();
@@ -163,13 +164,13 @@ impl Outbox {
         loop {
             let since = Instant::now();
             if let Some(held) = answer(table::lead(session, &holder, time.as_secs_f64())).await? {
-                let Held { token, asked_by } = held;
+                let Held { token, asked_by, lsn } = held;
                 self.asked = true;
                 if told {
                     self.health.unwell(Part::Stream, "taking the lead");
                 }
                 self.health.well(Part::Lease);
-                return Ok(Lease { holder, token, asked_by, time, since });
+                return Ok(Lease { holder, token, asked_by, lsn, time, since });
             }
             let standing_by = "another broker leads (walcast.outbox_reader says until when); this one takes over when it ends";
             self.health.well(Part::Stream);

@@ -45,6 +45,8 @@ pub(super) struct Lease {
     pub(super) token: i64,
     /// Who had asked for the lease when we got it.
     pub(super) asked_by: Option<String>,
+    /// Where the server's log ended then.
+    pub(super) lsn: u64,
     /// For how long.
     pub(super) time: Duration,
     /// Since when.

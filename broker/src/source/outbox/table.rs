@@ -102,16 +102,21 @@ pub(super) struct Held {
     pub(super) token: i64,
     /// Who asked for the lease last.
     pub(super) asked_by: Option<String>,
+    /// Where the server's log ended when it was got.
+    pub(super) lsn: u64,
 }
 
 /// Takes the lease or keeps it; `None` where somebody else leads.
 pub(super) async fn lead(client: &Client, holder: &str, seconds: f64) -> Result<Option<Held>, Failure> {
-    const SQL: &str = "SELECT token, asked FROM walcast.outbox_lead($1::text::uuid, $2)";
+    // While the lease's row is locked: whoever gets it later finds the log further on.
+    const SQL: &str = "SELECT token, asked, (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+                       FROM walcast.outbox_lead($1::text::uuid, $2)";
     let params: [(&(dyn ToSql + Sync), Type); 2] = [(&holder, Type::TEXT), (&seconds, Type::FLOAT8)];
     let row = client.query_typed_one(SQL, &params).await.map_err(failed)?;
     let token: Option<i64> = row.try_get(0).map_err(failed)?;
     let asked_by = row.try_get(1).map_err(failed)?;
-    Ok(token.map(|token| Held { token, asked_by }))
+    let lsn: i64 = row.try_get(2).map_err(failed)?;
+    Ok(token.map(|token| Held { token, asked_by, lsn: lsn.cast_unsigned() }))
 }
 
 /// Asks whoever leads to give the lease up.

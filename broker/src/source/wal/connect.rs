@@ -8,7 +8,7 @@ use walcast_wire::{Epoch, Position};
 use super::lease::WALSENDER;
 use super::rebuild::{self, Standing};
 use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
-use crate::event::Start;
+use crate::event::{Fence, Start};
 use crate::postgres::{Companion, Target};
 use crate::source::Config;
 use crate::source::failure::{Failure, Kind};
@@ -73,7 +73,8 @@ pub(super) async fn connect(
     let stream = connection.start(&options).await?;
     let quiet_from =
         standing.quiet_before(floor).unwrap_or(Position::before(from)).min(Position::before(from));
-    let start = Start { epoch, from, quiet_from, replay_until };
+    let fence = Fence { timeline: timeline.parse().unwrap_or_default(), lsn: replay_until };
+    let start = Start { epoch, from, quiet_from, replay_until, fence };
     let asked_by = standing.asked_by.clone();
     Ok(Connected { stream, start, standing, walsender, asked_by })
 }

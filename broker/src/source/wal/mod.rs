@@ -222,7 +222,7 @@ impl Wal {
         let unseen = |known: Option<(Epoch, u64)>| {
             known.is_none_or(|(epoch, upto)| epoch != start.epoch || start.from > upto)
         };
-        if unseen(self.line) || unseen(self.published) {
+        if unseen(self.line) || unseen(self.published) || self.hub.follows() {
             if self.line.is_some_and(|(epoch, _)| epoch != start.epoch) {
                 // Ids of another server, or of one that lost them, say nothing here.
                 self.yielded.clear();

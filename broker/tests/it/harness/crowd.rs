@@ -39,6 +39,8 @@ const FORGOTTEN: usize = 16;
 pub(crate) struct Size {
     pub(crate) writers: u32,
     pub(crate) followers: usize,
+    /// After so many events at most a follower goes elsewhere by itself.
+    pub(crate) stays: usize,
     /// Between two transactions of one writer.
     pub(crate) pause: Duration,
 }
@@ -48,8 +50,9 @@ pub(crate) struct Crowd {
     pub(crate) name: String,
     pub(crate) url: String,
     receiver: Receiver,
-    /// Where the broker is now.
-    broker: watch::Sender<Option<Client>>,
+    /// Where the brokers are now.
+    brokers: watch::Sender<Vec<Client>>,
+    stays: usize,
     /// Events that followers were given so far.
     delivered: Arc<AtomicU64>,
     stop: CancellationToken,
@@ -75,7 +78,8 @@ impl Crowd {
             name: name.to_owned(),
             url,
             receiver,
-            broker: watch::channel(None).0,
+            brokers: watch::channel(Vec::new()).0,
+            stays: usize::MAX,
             delivered: Arc::default(),
             stop: CancellationToken::new(),
             writers: Vec::new(),
@@ -89,12 +93,17 @@ impl Crowd {
 
     /// Where the broker is from now on.
     pub(crate) fn at(&self, client: &Client) {
-        self.broker.send_replace(Some(client.clone()));
+        self.among([client]);
+    }
+
+    /// Where the brokers are from now on.
+    pub(crate) fn among<'a>(&self, clients: impl IntoIterator<Item = &'a Client>) {
+        self.brokers.send_replace(clients.into_iter().cloned().collect());
     }
 
     /// Everybody begins at the broker's present head.
     pub(crate) async fn begin_here(&mut self) {
-        let broker = self.broker.borrow().clone().unwrap();
+        let broker = self.brokers.borrow()[0].clone();
         let mut now = EventsRequest::new(patterns(&["**"])).after(After::Now);
         now.wait = Some(Duration::ZERO);
         self.start = Some(broker.poll(&now).await.unwrap().cursor);
@@ -105,6 +114,7 @@ impl Crowd {
         if self.start.is_none() {
             self.begin_here().await;
         }
+        self.stays = size.stays;
         for number in 0..size.followers {
             let writer = number as u32 % size.writers + 1;
             match number {
@@ -126,7 +136,8 @@ impl Crowd {
         let follower = Follower {
             number,
             begun: self.begun,
-            broker: self.broker.subscribe(),
+            brokers: self.brokers.subscribe(),
+            stays: self.stays,
             delivered: Arc::clone(&self.delivered),
             end: self.end.subscribe(),
             give_up: self.give_up.clone(),
@@ -265,7 +276,8 @@ async fn reach(url: &str) -> Option<Sql> {
 struct Follower {
     number: usize,
     begun: Instant,
-    broker: watch::Receiver<Option<Client>>,
+    brokers: watch::Receiver<Vec<Client>>,
+    stays: usize,
     delivered: Arc<AtomicU64>,
     end: watch::Receiver<Option<Position>>,
     give_up: CancellationToken,
@@ -288,8 +300,16 @@ impl Follower {
     async fn follow(&mut self, mut place: Subscription) {
         let mut old = place.clone();
         loop {
-            let client = self.broker.borrow().clone().unwrap();
             self.connection += 1;
+            let client = {
+                let brokers = self.brokers.borrow();
+                let any = (self.number * 7 + self.connection as usize * 5) % brokers.len();
+                brokers[any].clone()
+            };
+            let stays = match self.stays {
+                usize::MAX => usize::MAX,
+                most => 1 + (self.number * 31 + self.connection as usize * 17) % most,
+            };
             let forgets = self.number.is_multiple_of(FORGETFUL) && self.connection.is_multiple_of(2);
             let from = if forgets { &old } else { &place };
             // Another transport each time.
@@ -308,6 +328,9 @@ impl Follower {
                     self.message(message).await;
                     if self.upto(stream.subscription()) {
                         return;
+                    }
+                    if events >= stays {
+                        break;
                     }
                 }
                 place = stream.into_subscription();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, FromRedisValue};
 use bytes::Bytes;
-use walcast::backbone::redis::{Config, Fence, Reader, Writer};
+use walcast::backbone::redis::{Config, Fence, Reader, RedisError, Writer};
 use walcast::hub::Encoded;
 use walcast::hub::page::{Outgoing, Page};
 use walcast::throwaway::redis::Server;
@@ -22,6 +22,19 @@ mod values;
 const SOURCE: &str = "orders";
 const EPOCH: Epoch = Epoch(0xAB);
 const FENCE: Fence = Fence::new(1, 100);
+
+/// A reader that waits for as long as it takes.
+struct Patient(Reader);
+
+impl Patient {
+    async fn next(&mut self, after: Option<Cursor>) -> Result<Page, RedisError> {
+        loop {
+            if let Some(page) = self.0.next(after).await? {
+                return Ok(page);
+            }
+        }
+    }
+}
 
 /// A Redis of the test's own, and a look into it beside the broker's.
 struct Lab {
@@ -56,8 +69,8 @@ impl Lab {
         writer
     }
 
-    fn reader(&self) -> Reader {
-        Reader::new(&self.config(), SOURCE).unwrap()
+    fn reader(&self) -> Patient {
+        Patient(Reader::new(&self.config(), SOURCE).unwrap())
     }
 
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> T {

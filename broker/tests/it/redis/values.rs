@@ -157,7 +157,7 @@ async fn values_that_were_lost_are_not_taken_for_none() {
 async fn all(edge: &Edge) -> AllValues {
     let mut waiting = edge.hub.subscribe(patterns(&["**"]), From::Current).unwrap();
     let Delivery::Values(values) = within("values", waiting.next(1)).await else { panic!("no values") };
-    AllValues { at: edge.hub.head().unwrap().position, values, inexact: vec![] }
+    AllValues { epoch: edge::EPOCH, at: edge.hub.head().unwrap().position, values, inexact: vec![] }
 }
 
 fn put(topic: &str, data: &str) -> Event {
@@ -185,7 +185,7 @@ async fn all_values_are_replaced_at_once() {
     stray.page.epoch = edge::EPOCH;
     stray.values.push(("stray".parse().unwrap(), Some(value(at(1, 1), "stray"))));
     writer.append(&stray).await.unwrap();
-    writer.put_all(edge::EPOCH, old_values.clone()).await.unwrap();
+    writer.put_all(old_values.clone()).await.unwrap();
     let asker = asker(&lab);
     let answer = ask(&asker, &["stray", "vm/**"]).await;
     assert_eq!((answer.values[0].1.len(), answer.values[1].1.len() as u64), (0, MANY));
@@ -199,18 +199,18 @@ async fn all_values_are_replaced_at_once() {
     let place = Place { epoch: edge::EPOCH, head: old };
     let before = lab.dump().await;
     let moved = Err(RedisError::Moved(Some(place)));
-    assert_eq!(writer.put_all(edge::EPOCH, new_values.clone()).await, moved);
+    assert_eq!(writer.put_all(new_values.clone()).await, moved);
     let mut after = lab.dump().await;
     assert!(after.remove("walcast:{orders}:0000000000000001:state:new").is_some());
     assert_eq!(after, before);
-    assert_eq!(writer.put_all(EPOCH, old_values.clone()).await, moved);
+    assert_eq!(writer.put_all(AllValues { epoch: EPOCH, ..old_values.clone() }).await, moved);
 
     // Whoever asks meanwhile finds all of the old or all of the new.
     let mut next = page(old, new);
     (next.page.epoch, next.page.events) = (edge::EPOCH, vec![]);
     next.inexact = patterns(&["vm/**"]);
     writer.append(&next).await.unwrap();
-    let putting = tokio::spawn(async move { (writer.put_all(edge::EPOCH, new_values).await, writer) });
+    let putting = tokio::spawn(async move { (writer.put_all(new_values).await, writer) });
     let asked: Vec<String> = (1..=MANY).map(|n| format!("vm/{n}")).collect();
     let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
     loop {
@@ -233,7 +233,7 @@ async fn all_values_are_replaced_at_once() {
     later.claim(Fence::new(1, 101)).await.unwrap();
     let before = lab.dump().await;
     let fenced = Err(RedisError::Fenced { ours: FENCE, theirs: Fence::new(1, 101) });
-    assert_eq!(writer.put_all(edge::EPOCH, old_values).await, fenced);
+    assert_eq!(writer.put_all(old_values).await, fenced);
     assert_eq!(writer.check().await, Err(RedisError::Fenced { ours: FENCE, theirs: Fence::new(1, 101) }));
     assert_eq!(lab.dump().await, before);
 }
@@ -252,7 +252,7 @@ async fn no_values_at_all_are_values_too() {
     first.values.push(("vm/a".parse().unwrap(), Some(value(at(1, 1), "vm/a"))));
     first.inexact = patterns(&["**"]);
     writer.append(&first).await.unwrap();
-    writer.put_all(edge::EPOCH, none).await.unwrap();
+    writer.put_all(none).await.unwrap();
     let answer = ask(&asker(&lab), &["vm/a", "**"]).await;
     assert_eq!((answer.at, answer.inexact.len()), (head, 0));
     assert!(answer.values.iter().all(|(_, values)| values.is_empty()));

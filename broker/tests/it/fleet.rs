@@ -1,0 +1,171 @@
+//! Several brokers over one Redis: any cursor works on any of them, whoever leads, and whatever becomes of Redis.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client as Sql;
+use walcast::throwaway::redis::Server as Redis;
+use walcast_client::{After, EventsRequest, Subscription, Transport};
+
+use crate::broker::{Follower, connect, patterns, prepare, run, until, within};
+use crate::lease::{connections, until_moved, walsender};
+use crate::plain::Plain;
+use crate::server;
+use crate::serving::{self, Process};
+
+const TABLE: &str =
+    "CREATE TABLE vms (host text PRIMARY KEY, pin int); INSERT INTO vms VALUES ('a', 0), ('b', 0)";
+const RULE: &str = "[[table]]\nname = 'public.vms'\ntopic = 'vm/{host}'\nstate = true";
+/// The next event comes through another broker so soon after its leader was killed.
+const SOON: Duration = Duration::from_secs(3);
+
+/// A database, a Redis, and the settings for brokers on both.
+struct Place {
+    name: String,
+    redis: Redis,
+    sql: Sql,
+    text: String,
+    pin: i64,
+}
+
+impl Place {
+    async fn new(name: &str, source: &str) -> Self {
+        let url = server::create(name).await;
+        prepare(&url, name, TABLE, RULE).await;
+        let redis = tokio::task::spawn_blocking(|| Redis::start().unwrap()).await.unwrap();
+        let rest = format!("[redis]\nurl = '{}'\n{RULE}", redis.url());
+        let text = serving::settings(&url, name, source, &rest);
+        Self { name: name.to_owned(), redis, sql: connect(&url).await, text, pin: 0 }
+    }
+
+    async fn broker(&self, args: &[&str]) -> Process {
+        let process = Process::start_with(&self.name, &self.text, args).await;
+        process.ready().await;
+        process
+    }
+
+    /// Changes a row; what it is now.
+    async fn change(&mut self) -> i64 {
+        self.pin += 1;
+        run(&self.sql, &format!("UPDATE vms SET pin = {} WHERE host = 'a'", self.pin)).await;
+        self.pin
+    }
+
+    /// A change reaches this follower, and nothing else does before it.
+    async fn reaches(&mut self, follower: &mut Follower) {
+        let pin = self.change().await;
+        assert_eq!(follower.next().await.data["pin"], pin);
+    }
+
+    async fn redis_cli(&self, words: &[&str]) -> String {
+        let mut command = tokio::process::Command::new("redis-cli");
+        command.arg("-p").arg(self.redis.port().to_string()).args(words);
+        let output = within("redis-cli", command.output()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+async fn follow(process: &Process, after: After) -> Follower {
+    let request = EventsRequest::new(patterns(&["vm/a"])).after(after);
+    Follower(process.client.resume(Transport::WebSocket, Subscription::new(request)).await.unwrap())
+}
+
+async fn state(process: &Process) -> (u16, String) {
+    let plain = Plain { address: process.http.parse().unwrap() };
+    let reply = plain.get("/v1/state/vm/a?wait=10s").await;
+    (reply.status, reply.body)
+}
+
+#[tokio::test]
+async fn all_serve_and_one_leads() {
+    let mut place = Place::new("fleet_serve", "lease = '1s'").await;
+    let leader = place.broker(&[]).await;
+    let other = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    let mut followers = [
+        follow(&leader, After::Now).await,
+        follow(&other, After::Now).await,
+        follow(&edge, After::Now).await,
+    ];
+    for follower in &mut followers {
+        place.reaches(follower).await;
+        place.pin -= 1;
+        run(&place.sql, "UPDATE vms SET pin = -1 WHERE host = 'a'").await;
+        assert_eq!(follower.next().await.data["pin"], -1);
+    }
+    place.pin = 10;
+    let pin = place.change().await;
+    for broker in [&leader, &other, &edge] {
+        until("the value", async || {
+            state(broker).await == (200, format!("{{\"host\":\"a\",\"pin\":{pin}}}"))
+        })
+        .await;
+    }
+    until("three of the leader, one of who may lead, none of the edge", async || {
+        connections(&place.sql, &place.name).await
+            == "walcast,walcast companion,walcast companion,walcast gate"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_leads_when_the_leader_is_killed() {
+    let mut place = Place::new("fleet_killed", "lease = '60s'").await;
+    let leader = place.broker(&[]).await;
+    let other = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    let (mut there, mut here) = (follow(&other, After::Now).await, follow(&edge, After::Now).await);
+    place.reaches(&mut there).await;
+    assert_eq!(here.next().await.data["pin"], place.pin);
+    let old = walsender(&place.sql, &place.name).await;
+    leader.signal("KILL");
+    let start = Instant::now();
+    place.reaches(&mut here).await;
+    let took = start.elapsed();
+    println!("told through an edge {took:?} after the leader was killed");
+    assert!(took < SOON, "{took:?}");
+    assert_eq!(there.next().await.data["pin"], place.pin);
+    until_moved(&place.sql, &place.name, &old).await;
+    until("values are known again", async || state(&edge).await.1.contains(&format!(":{}}}", place.pin)))
+        .await;
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_everything_is_filled_again() {
+    let mut place = Place::new("fleet_lost", "lease = '1s'").await;
+    let _leader = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    let mut follower = follow(&edge, After::Now).await;
+    let pin = place.change().await;
+    let first = follower.next().await;
+    assert_eq!(first.data["pin"], pin);
+    place.redis_cli(&["FLUSHALL"]).await;
+    place.reaches(&mut follower).await;
+    place.redis.stop();
+    let pin = place.change().await;
+    place.redis.start_again().unwrap();
+    assert_eq!(follower.next().await.data["pin"], pin);
+    until("values are known again", async || state(&edge).await.1.contains(&format!(":{pin}}}"))).await;
+    // A broker that comes now knows what was told before.
+    let late = place.broker(&["--role=edge"]).await;
+    let mut follower = follow(&late, After::Cursor(first.cursor)).await;
+    assert_eq!(follower.next().await.data["pin"], pin - 1);
+    assert_eq!(follower.next().await.data["pin"], pin);
+}
+
+#[tokio::test]
+async fn a_leader_that_was_stopped_follows_when_it_goes_on() {
+    let mut place = Place::new("fleet_stopped", "lease = '1s'").await;
+    let leader = place.broker(&[]).await;
+    let other = place.broker(&[]).await;
+    let (mut here, mut there) = (follow(&other, After::Now).await, follow(&leader, After::Now).await);
+    place.reaches(&mut there).await;
+    assert_eq!(here.next().await.data["pin"], place.pin);
+    let old = walsender(&place.sql, &place.name).await;
+    leader.signal("STOP");
+    until_moved(&place.sql, &place.name, &old).await;
+    place.reaches(&mut here).await;
+    leader.signal("CONT");
+    assert_eq!(there.next().await.data["pin"], place.pin);
+    place.reaches(&mut there).await;
+    leader.ready().await;
+}
