@@ -6,7 +6,7 @@ use tokio_postgres::Client as Sql;
 use walcast::throwaway::redis::Server as Redis;
 use walcast_client::{After, EventsRequest, Subscription, Transport};
 
-use crate::broker::{Follower, connect, patterns, prepare, run, until, within};
+use crate::broker::{Follower, connect, patterns, prepare, run, until, value_of, within};
 use crate::lease::{connections, until_moved, walsender};
 use crate::plain::Plain;
 use crate::server;
@@ -168,4 +168,33 @@ async fn a_leader_that_was_stopped_follows_when_it_goes_on() {
     assert_eq!(there.next().await.data["pin"], place.pin);
     place.reaches(&mut there).await;
     leader.ready().await;
+}
+
+#[tokio::test]
+async fn who_follows_takes_over_from_near_the_end_of_the_log() {
+    const FILL: &str =
+        "SELECT pg_logical_emit_message(false, 'fill', repeat('x', 1 << 20)) FROM generate_series(1, 100)";
+    let mut place = Place::new("fleet_warm", "lease = '60s'").await;
+    let leader = place.broker(&[]).await;
+    let other = place.broker(&[]).await;
+    let mut follower = follow(&other, After::Now).await;
+    place.reaches(&mut follower).await;
+    run(&place.sql, FILL).await;
+    place.reaches(&mut follower).await;
+    let behind = "SELECT coalesce(max(pg_current_wal_lsn() - confirmed_flush_lsn), 1e9) < 10e6 FROM pg_replication_slots \
+                  WHERE slot_name LIKE 'fleet_warm_standby_%'";
+    until("the place of the standby is near the end", async || value_of(&place.sql, behind).await == "true")
+        .await;
+    leader.signal("KILL");
+    place.reaches(&mut follower).await;
+    until("a leader keeps no such place", async || {
+        let kept = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'fleet_warm_standby_%'";
+        value_of(&place.sql, kept).await == "0"
+    })
+    .await;
+    other.signal("TERM");
+    let (_, _, log) = other.ended().await;
+    let (_, rest) = log.split_once("replay_bytes=").unwrap();
+    let replayed: u64 = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    assert!(replayed < 20 << 20, "{replayed} bytes were read again");
 }

@@ -8,6 +8,7 @@ use walcast_wire::{Epoch, Position};
 use super::lease::WALSENDER;
 use super::rebuild::{self, Standing};
 use super::replication::{Connection, ReplicationError, Stream, StreamOptions};
+use super::warm::Warm;
 use crate::event::{Fence, Start};
 use crate::postgres::{Companion, Target};
 use crate::source::Config;
@@ -38,23 +39,32 @@ pub(super) async fn connect(
     silence_max: Duration,
     published: Option<(Epoch, u64)>,
     attempts: &mut rebuild::Attempts,
+    warm: &Warm,
 ) -> Result<Connected, Failure> {
     let standing = rebuild::ensure(target, companion, config, attempts).await?;
     let mut connection = Connection::connect(target, WALSENDER, config.lease).await?;
-    let (floor, server_start) = copy_slot(&mut connection, companion, config).await?;
+    // Runs no SQL, and so cannot fail in a way that drops a temporary slot.
+    let line = async |connection: &mut Connection| -> Result<_, Failure> {
+        let system = connection.query("IDENTIFY_SYSTEM").await?;
+        let mut row =
+            system.into_iter().next().unwrap_or_default().into_iter().map(Option::unwrap_or_default);
+        let mut field = || row.next().unwrap_or_default();
+        Ok((field(), field(), parse_lsn(&field())))
+    };
+    let (identifier, timeline, _) = line(&mut connection).await?;
+    let epoch = epoch(&identifier, &timeline, &standing.generation, config, &PLUGIN);
+    let place = warm.place(epoch).await;
+    let (floor, server_start) = copy_slot(&mut connection, companion, config, place.as_deref()).await?;
     if server_start != standing.server_start {
         companion.cut();
         return Err(two_servers());
     }
-    if standing.is_beyond(floor) {
+    if place.is_none() && standing.is_beyond(floor) {
         return Err(Failure::again("the slot was moved by somebody else just now: looking again"));
     }
-    // Runs no SQL, and so cannot fail in a way that drops the temporary slot.
-    let system = connection.query("IDENTIFY_SYSTEM").await?;
-    let field = |i: usize| system.first().and_then(|row| row.get(i)).and_then(Option::as_deref);
-    let (identifier, timeline) = (field(0).unwrap_or_default(), field(1).unwrap_or_default());
-    let replay_until = field(2).and_then(parse_lsn).unwrap_or(floor);
-    let epoch = epoch(identifier, timeline, &standing.generation, config, &PLUGIN);
+    // Once more, since only now nobody else leads.
+    let log_end = line(&mut connection).await?.2;
+    let replay_until = log_end.unwrap_or(floor);
     let published = published.filter(|(line, _)| *line == epoch).map_or(0, |(_, upto)| upto);
     // Never ahead of the server's log: that would be told as such, not skipped.
     let from = floor.max(published.min(replay_until));
@@ -105,11 +115,12 @@ async fn copy_slot(
     connection: &mut Connection,
     companion: &Companion,
     config: &Config,
+    place: Option<&str>,
 ) -> Result<(u64, String), Failure> {
     let sql = format!(
         "SELECT lsn, pg_catalog.pg_postmaster_start_time()::text \
          FROM pg_catalog.pg_copy_logical_replication_slot({}, {}, true)",
-        literal(&config.slot),
+        literal(place.unwrap_or(&config.slot)),
         literal(&config.live_slot())
     );
     let slot = &config.slot;

@@ -53,6 +53,7 @@ mod retention;
 pub mod seed;
 mod slots;
 mod standby;
+mod warm;
 
 pub use super::config::{Delivery, Replay};
 
@@ -66,6 +67,7 @@ use patience::Patience;
 use replication::{Frame, Stream};
 use retention::Pressure;
 use slots::Slots;
+use warm::Warm;
 
 /// Transactions that are remembered because they may not be visible yet.
 const YIELDED_MAX: usize = 4096;
@@ -86,6 +88,7 @@ pub struct Wal {
     seeding: Seeding,
     live: Option<Live>,
     lease: Lease,
+    warm: Warm,
     /// A rebuild of the slot that is not done yet.
     attempts: rebuild::Attempts,
     /// The log from before the stream's begin is being read: since when, from where, to where.
@@ -155,6 +158,7 @@ impl Wal {
     ) -> Self {
         Self {
             lease: Lease::new(&config, Arc::clone(&companion), Arc::clone(&health)),
+            warm: Warm::new(&config, Arc::clone(&companion), Arc::clone(&hub)),
             attempts: rebuild::Attempts::default(),
             replaying: None,
             target: companion.target().clone(),
@@ -181,6 +185,7 @@ impl Wal {
             silence_max,
             self.published,
             &mut self.attempts,
+            &self.warm,
         )
         .await?;
         let gate = match self.config.delivery {
@@ -233,6 +238,7 @@ impl Wal {
         }
         let gate_session = gate.as_ref().map(Gate::session);
         let handover = self.lease.won(walsender, gate_session.clone(), asked_by).await?;
+        self.warm.drop_it().await;
         tracing::info!(
             slot = self.config.slot,
             from = %walcast_wire::Position::before(start.from),
@@ -266,7 +272,11 @@ impl Wal {
     /// One step on; `None`: nothing to yield yet. Cancel safe: what is under way is kept in `self`.
     async fn step(&mut self) -> Result<Option<Changes>, Failure> {
         let Some(live) = &mut self.live else {
-            self.lease.wait().await?;
+            tokio::select! {
+                biased;
+                waited = self.lease.wait() => waited?,
+                never = self.warm.keep() => match never {},
+            }
             let connected = tokio::time::timeout(CONNECT_MAX, self.connect()).await;
             let late = || {
                 let seconds = CONNECT_MAX.as_secs();
