@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // A test that fails should say where.
 #![allow(clippy::disallowed_methods)] // Its own sessions go to the server itself, so statements may have names.
 
+mod backbone;
 mod client;
 mod commands;
 mod decode;
