@@ -128,6 +128,8 @@ declare! {
     gauge SUBSCRIPTIONS = "walcast_subscriptions", "subscriptions now, over all transports";
     gauge HISTORY_EVENTS = "walcast_history_events", "events in memory";
     gauge HISTORY_BYTES = "walcast_history_bytes", "memory of the events";
+    gauge UNCARRIED_EVENTS = "walcast_uncarried_events",
+        "events of the leader that Redis, and so other brokers, do not have yet";
     gauge STATE_VALUES = "walcast_state_values", "current values of state topics";
     gauge STATE_BYTES = "walcast_state_bytes", "memory of the current values";
     gauge HEAD = "walcast_head_lsn", "LSN up to which everything has been delivered, as a number";

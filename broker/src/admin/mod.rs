@@ -109,6 +109,7 @@ pub fn gauges(status: &Status) {
     gauge!(telemetry::SUBSCRIPTIONS).set(count(status.subscriptions));
     gauge!(telemetry::HISTORY_EVENTS).set(count(status.events));
     gauge!(telemetry::HISTORY_BYTES).set(status.bytes as f64);
+    gauge!(telemetry::UNCARRIED_EVENTS).set(count(status.uncarried));
     gauge!(telemetry::STATE_VALUES).set(count(status.values));
     gauge!(telemetry::STATE_BYTES).set(status.state_bytes as f64);
     gauge!(telemetry::HEAD).set(status.head.major as f64);

@@ -45,6 +45,11 @@ impl Hub {
         Poll::Ready(question)
     }
 
+    /// Values that were asked for are asked for anew: nothing came for a while that would say whether they hold.
+    pub fn forget_values(&self) {
+        self.inner.lock().asked.forget();
+    }
+
     /// There is no answer: who waits will ask again.
     pub fn unanswered(&self) {
         let mut woken = Vec::new();
@@ -81,6 +86,7 @@ impl Inner {
                     }
                     Remark::Withdrawn(floor, topics) => {
                         if line.withdrawn.take(*floor, topics) {
+                            self.asked.forget();
                             self.registry.notify_all(line.head, woken);
                         }
                     }

@@ -143,6 +143,11 @@ impl History {
         log.into_iter().flat_map(move |log| log.range(start..))
     }
 
+    /// How many events lie behind `position`.
+    pub(super) fn count_after(&self, position: Position) -> usize {
+        self.log.len() - self.log.partition_point(|(_, event)| event.position() <= position)
+    }
+
     /// All events behind `position`, in order.
     pub(super) fn all(&self, position: Position) -> impl Iterator<Item = &Arc<Encoded>> {
         let start = self.log.partition_point(|(_, event)| event.position() <= position);

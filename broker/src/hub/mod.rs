@@ -149,6 +149,8 @@ pub struct Status {
     pub events: usize,
     /// Their memory.
     pub bytes: u64,
+    /// Events that other nodes lack, on one that leads them.
+    pub uncarried: usize,
     /// Current values.
     pub values: usize,
     /// Their memory.
@@ -352,6 +354,7 @@ impl Hub {
             floor: history.floor(),
             events: history.len(),
             bytes: history.bytes(),
+            uncarried: history.count_after(inner.may_go()),
             values: retained.len() + inner.asked.len(),
             state_bytes: retained.bytes() + inner.asked.bytes(),
             subscriptions: registry.len(),

@@ -308,6 +308,7 @@ impl Inner {
                 if relay.round == relayed.round {
                     relay.whole = None;
                 }
+                relay.remarks.push(Remark::Values);
                 relay.inexact.clone_from(&values.inexact);
             }
         }

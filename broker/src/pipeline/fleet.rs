@@ -260,8 +260,9 @@ pub async fn follow(fleet: Fleet, mut follows: watch::Receiver<bool>) -> Result<
             match read {
                 Ok(page) => {
                     pause = Pause::new();
-                    if let Some(page) = page {
-                        fleet.hub.follow(&page, Instant::now());
+                    match page {
+                        Some(page) => fleet.hub.follow(&page, Instant::now()),
+                        None => fleet.hub.forget_values(),
                     }
                     fleet.health.well(Part::Following);
                     if fleet.hub.follows() && fleet.hub.head().is_some() {
