@@ -19,7 +19,7 @@
 //!   [`facts`]: figures of the source
 //! - [`pipeline`]: the two loops; [`node`]: where the parts meet; [`config`]: their settings
 //! - [`cli`]: the commands; `sabotage`: faults that tests put in, absent from release builds
-//! - [`throwaway`]: a Postgres server of one's own, for trying things and for tests
+//! - [`throwaway`]: a Postgres server of one's own, and a Redis, for trying things and for tests
 
 pub mod admin;
 pub mod backbone;

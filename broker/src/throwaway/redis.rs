@@ -89,6 +89,12 @@ impl Server {
         self.port
     }
 
+    /// Where it works, and where its log is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Its process; `None` while it is stopped.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -135,15 +141,18 @@ impl Server {
         for (key, value) in own.into_iter().chain(extra) {
             command.arg(format!("--{key}")).arg(value);
         }
-        let spawned = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let failed = |source| ThrowawayError::Io { what: "write", path: self.log_path(), source };
+        let log = File::create(self.log_path()).map_err(failed)?;
+        // What is wrong with its settings it says there.
+        let errors = log.try_clone().map_err(failed)?;
+        let spawned = command.stdout(Stdio::piped()).stderr(errors).spawn();
         let mut child = spawned.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ThrowawayError::NoRedis,
             _ => ThrowawayError::Io { what: "start redis-server in", path: self.dir.clone(), source },
         })?;
         let (sender, ready) = sync_channel(1);
         let said = child.stdout.take();
-        let log = File::create(self.log_path());
-        let log = thread::spawn(move || write_down(said, log.ok(), &sender));
+        let log = thread::spawn(move || write_down(said, log, &sender));
         *self.running.lock() = Some(Running { child, log });
         if ready.recv_timeout(START_MAX).is_ok() {
             return Ok(());
@@ -172,11 +181,9 @@ impl Drop for Server {
 }
 
 /// Takes all that the server says, and tells when it is ready.
-fn write_down(said: Option<ChildStdout>, mut log: Option<File>, ready: &SyncSender<()>) {
+fn write_down(said: Option<ChildStdout>, mut log: File, ready: &SyncSender<()>) {
     for line in said.into_iter().flat_map(|said| BufReader::new(said).lines()).map_while(Result::ok) {
-        if let Some(log) = &mut log {
-            let _ = writeln!(log, "{line}");
-        }
+        let _ = writeln!(log, "{line}");
         if line.contains("Ready to accept connections") {
             let _ = ready.try_send(());
         }
