@@ -43,8 +43,9 @@ impl Reader {
         Ok(Self { link, keys: Keys::new(source), stands: None, ready: VecDeque::new() })
     }
 
-    /// The page that follows `after`, if one comes within a second. With another epoch than that of `after`, or without one, it is the
-    /// first one that there is. Where its start lies beyond `after`, what lies between is gone. Cancel safe.
+    /// The page that follows `after`, if one comes within a second. With another epoch than that of `after`, or without
+    /// one, it is the first one that there is. Where its start lies beyond `after`, what lies between is gone. Cancel
+    /// safe.
     ///
     /// # Errors
     /// [`RedisError::Moved`]`(None)` each second in which Redis holds no log; ask again.

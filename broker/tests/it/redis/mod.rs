@@ -16,7 +16,10 @@ use crate::wait::within;
 
 mod append;
 mod follow;
+mod form;
 mod loss;
+mod suit;
+mod tls;
 mod values;
 
 const SOURCE: &str = "orders";
@@ -128,9 +131,7 @@ fn cursor(major: u64, ordinal: u64) -> Cursor {
 fn event_of(epoch: Epoch, position: Position, topic: &str, op: &str) -> Arc<Encoded> {
     let cursor = Cursor::new(epoch, position);
     let n = position.major;
-    let json = format!(
-        r#"{{"cursor":"{cursor}","topic":"{topic}","op":"{op}","data":{{"n":{n},"tekst":"größe"}}}}"#
-    );
+    let json = format!(r#"{{"cursor":"{cursor}","topic":"{topic}","op":"{op}","data":{{"n":{n}}}}}"#);
     Arc::new(Encoded::read(json.as_bytes()).unwrap())
 }
 

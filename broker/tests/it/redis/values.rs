@@ -154,7 +154,7 @@ async fn values_that_were_lost_are_not_taken_for_none() {
 }
 
 /// All values of a hub, as the leader has them.
-async fn all(edge: &Edge) -> AllValues {
+pub(super) async fn all(edge: &Edge) -> AllValues {
     let mut waiting = edge.hub.subscribe(patterns(&["**"]), From::Current).unwrap();
     let Delivery::Values(values) = within("values", waiting.next(1)).await else { panic!("no values") };
     AllValues { epoch: edge::EPOCH, at: edge.hub.head().unwrap().position, values, inexact: vec![] }
