@@ -22,6 +22,9 @@ const QUESTION_MAX: usize = 1_000;
 /// What was answered for one topic or pattern.
 #[derive(Debug)]
 struct Known {
+    /// Good for whoever stands here or before,
+    since: Position,
+    /// once the hub has come here.
     at: Position,
     values: Vec<Arc<Encoded>>,
     bytes: u64,
@@ -76,7 +79,7 @@ impl Asked {
             let topic = pattern.as_topic().filter(|_| known.at >= history.floor());
             topic.is_some_and(|topic| !history.has_after(topic.as_str(), known.at))
         };
-        (known.at >= position || unchanged()).then_some(known.values.as_slice())
+        (known.since >= position || unchanged()).then_some(known.values.as_slice())
     }
 
     /// Notes that this is wanted, unless an answer is known that only has to be reached.
@@ -112,7 +115,9 @@ impl Asked {
             let bytes = bytes as u64 + OVERHEAD_BYTES + pattern.as_str().len() as u64;
             self.bytes += bytes;
             self.order.push_back(pattern.clone());
-            self.known.insert(pattern, Known { at: answer.at, values, bytes });
+            // Those of a pattern were not read at one moment.
+            let since = if pattern.as_topic().is_some() { answer.at } else { answer.since };
+            self.known.insert(pattern, Known { since, at: answer.at, values, bytes });
         }
         while self.bytes > self.bytes_max
             && self.known.len() > 1

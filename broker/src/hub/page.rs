@@ -69,7 +69,10 @@ pub struct AllValues {
 pub struct Answer {
     /// The number line.
     pub epoch: Epoch,
-    /// The values hold at this position, or some of them at later ones up to it; who uses them has to have come here.
+    /// From here on values of patterns were read, which takes a while: each holds at some position from here to `at`.
+    /// Who stands behind it may have been told already what some of them do not show.
+    pub since: Position,
+    /// Values of topics hold at this position. Who uses any has to have come here.
     pub at: Position,
     /// Topics of which they do not hold.
     pub inexact: Vec<TopicPattern>,

@@ -9,7 +9,7 @@ use walcast_wire::{Topic, TopicPattern};
 use super::glob::{glob, meant};
 use super::keys::Keys;
 use super::link::Link;
-use super::{Config, RedisError, scripts};
+use super::{Config, Place, RedisError, scripts};
 use crate::hub::Encoded;
 use crate::hub::page::Answer;
 
@@ -39,7 +39,7 @@ impl Asker {
     ///
     /// Topics are read at one moment, and hold at the answer's place. A scan for wildcards takes a while: a topic that
     /// changed meanwhile may be shown as before or as after; the event that says so
-    /// lies at or before the answer's place. Cancel safe.
+    /// lies behind `since`, and at or before the answer's place. Cancel safe.
     ///
     /// # Errors
     /// [`RedisError::Moved`]`(None)`: Redis holds no log. [`RedisError::Away`]: ask again after a pause.
@@ -56,7 +56,9 @@ impl Asker {
         // Last, so that the place is the latest.
         let topics: Vec<Topic> = asked.iter().filter_map(TopicPattern::as_topic).collect();
         let mut holds = self.holds(&topics).await?;
+        let mut since = holds.place.head;
         if let Some(before) = before {
+            since = before.place.head;
             if before.place.epoch != holds.place.epoch {
                 return Err(RedisError::Away(
                     "a new log began while values were read from Redis; ask again".into(),
@@ -78,7 +80,8 @@ impl Asker {
             };
             values.push((pattern.clone(), of_it));
         }
-        Ok(Answer { epoch: holds.place.epoch, at: holds.place.head, inexact: holds.inexact, values })
+        let Place { epoch, head: at } = holds.place;
+        Ok(Answer { epoch, since, at, inexact: holds.inexact, values })
     }
 
     async fn holds(&self, topics: &[Topic]) -> Result<scripts::Holds, RedisError> {

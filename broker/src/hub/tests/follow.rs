@@ -59,7 +59,8 @@ impl Store {
             (pattern, values)
         };
         let values = question.into_iter().map(find).collect();
-        Some(Answer { epoch: place.epoch, at: place.position, inexact: self.inexact.clone(), values })
+        let (since, at) = (place.position, place.position);
+        Some(Answer { epoch: place.epoch, since, at, inexact: self.inexact.clone(), values })
     }
 }
 
@@ -185,6 +186,26 @@ fn values_are_those_of_the_followers_own_head() {
     let mut last = pair.subscribe(&["vm/a"], From::Current);
     assert_eq!(events(&mut last, 10), [""; 0]);
     assert_eq!(pair.told(&mut last), ["104:1 vm/a snapshot 3"]);
+}
+
+#[test]
+fn values_that_took_a_while_are_for_those_who_stood_there_before() {
+    let mut pair = Pair::new(100);
+    pair.leader.send(vec![put(101, 5, "vm/a", "1")]);
+    pair.pass_on();
+    let mut before = pair.subscribe(&["vm/*"], From::Current);
+    assert_eq!(events(&mut before, 10), [""; 0]);
+    // Its topic was read, and changed before the rest was.
+    let answer = pair.store.answer(vec!["vm/*".parse().unwrap()]).unwrap();
+    pair.leader.send(vec![put(102, 5, "vm/a", "2")]);
+    pair.carry(usize::MAX);
+    pair.read();
+    let mut during = pair.subscribe(&["vm/*"], From::Current);
+    pair.follower.answer(Answer { at: pair.store.place.unwrap().position, ..answer });
+    assert_eq!(events(&mut before, 10), ["102:1 vm/a update 2"]);
+    assert_eq!(events(&mut during, 10), [""; 0]);
+    pair.ask();
+    assert_eq!(events(&mut during, 10), ["102:1 vm/a snapshot 2"]);
 }
 
 #[test]
