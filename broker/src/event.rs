@@ -3,6 +3,7 @@
 //! Everything here is plain data, cheap to move and to clone. It knows nothing of Postgres connections,
 //! topics' subscribers or sockets.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -251,6 +252,21 @@ pub struct Fence {
     pub timeline: u32,
     /// Where its log ended while the lease was held.
     pub lsn: u64,
+}
+
+impl Fence {
+    /// Of a lease that was held on this timeline when the log ended there.
+    #[must_use]
+    pub const fn new(timeline: u32, lsn: u64) -> Self {
+        Self { timeline, lsn }
+    }
+}
+
+impl fmt::Display for Fence {
+    /// As text of equal width, which compares as fences do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:010}-{:020}", self.timeline, self.lsn)
+    }
 }
 
 /// Where a stream begins.

@@ -102,6 +102,10 @@ struct Way {
     claimed: Option<Option<Place>>,
     /// The hub carries on from there.
     begun: bool,
+    /// Where Redis was left.
+    left: Option<Place>,
+    /// The values that belong to it are gone.
+    lost: bool,
     checked: Instant,
     pause: Pause,
 }
@@ -115,7 +119,8 @@ impl Carrier {
         let (follows, followed) = watch::channel(true);
         let standing_by = fleet.health.standing_by();
         let (checked, pause) = (Instant::now(), Pause::new());
-        let way = Way { fleet, writer: None, claimed: None, begun: false, checked, pause };
+        let way =
+            Way { fleet, writer: None, claimed: None, begun: false, left: None, lost: false, checked, pause };
         (Self { taking, standing_by, follows, fence: None, way }, Lead { taking: sender }, followed)
     }
 
@@ -170,7 +175,7 @@ impl Way {
                 self.writer.insert(writer)
             }
         };
-        self.claimed = Some(writer.claim(redis::Fence::new(fence.timeline, fence.lsn)).await?);
+        self.claimed = Some(writer.claim(fence).await?);
         Ok(())
     }
 
@@ -209,6 +214,9 @@ impl Way {
     async fn step(&mut self, fence: Fence) -> Result<(), RedisError> {
         let Some(place) = self.claimed else { return self.claim(fence).await };
         if !self.begun {
+            self.left = place;
+            // Without the values that belong to it, what is there is of no use.
+            let place = place.filter(|_| !std::mem::take(&mut self.lost));
             let place = place.map(|place| Cursor::new(place.epoch, place.head));
             self.begun = self.fleet.hub.claim(place);
             if !self.begun {
@@ -222,7 +230,13 @@ impl Way {
             biased;
             () = tokio::time::sleep_until((self.checked + CHECK).into()) => {
                 self.checked = Instant::now();
-                return writer.check().await.map(drop);
+                let found = writer.check().await?;
+                if found.is_none() || found != self.left {
+                    tracing::warn!("Redis is not as it was left: filling it again");
+                    self.begin();
+                    self.lost = found.is_none();
+                }
+                return Ok(());
             }
             relayed = poll_fn(|cx| self.fleet.hub.poll_relay(cx)) => relayed,
         };
@@ -232,7 +246,10 @@ impl Way {
             return Ok(());
         };
         match &relayed.what {
-            What::Page(outgoing) => writer.append(outgoing).await?,
+            What::Page(outgoing) => {
+                writer.append(outgoing).await?;
+                self.left = Some(Place { epoch: outgoing.page.epoch, head: outgoing.page.upto });
+            }
             What::Values(values) => writer.put_all(values.clone()).await?,
         }
         self.fleet.hub.carried(&relayed, Instant::now());

@@ -196,7 +196,7 @@ impl Reader {
         self.hub.head().is_some_and(|head| head.position >= cursor.position)
     }
 
-    fn from_start(&self, topics: &[&str]) -> Subscription {
+    fn since_start(&self, topics: &[&str]) -> Subscription {
         self.subscribe(topics, From::After(Cursor::new(EPOCH, Position::before(100))))
     }
 }
@@ -248,20 +248,20 @@ async fn who_comes_late_knows_what_is_kept(way: Way) {
         bench.send(n).await;
     }
     let reader = bench.reader().await;
-    assert_eq!(told(&mut reader.from_start(&["t"]), 50).await, numbers(0..50));
+    assert_eq!(told(&mut reader.since_start(&["t"]), 50).await, numbers(0..50));
 }
 
 async fn what_is_gone_is_told(way: Way) {
     let bench = Bench::start(way, 10).await;
     let reader = bench.reader().await;
-    let mut old = reader.from_start(&["t"]);
+    let mut old = reader.since_start(&["t"]);
     let mut end = bench.send(0).await;
     for n in 1..200 {
         end = bench.send(n).await;
     }
     let late = bench.reader().await;
     until("all is there", async || late.reached(end) && reader.reached(end)).await;
-    for subscription in [&mut old, &mut late.from_start(&["t"])] {
+    for subscription in [&mut old, &mut late.since_start(&["t"])] {
         let first = within("a reset", subscription.next(100)).await;
         assert!(
             matches!(&first, Delivery::Reset(reset) if matches!(reset.reason, ResetReason::CursorExpired | ResetReason::Gap)),
@@ -275,7 +275,7 @@ async fn what_is_gone_is_told(way: Way) {
 async fn what_was_lost_is_filled_again(way: Way) {
     let bench = Bench::start(way, 100_000).await;
     let reader = bench.reader().await;
-    let mut subscription = reader.from_start(&["t"]);
+    let mut subscription = reader.since_start(&["t"]);
     for n in 0..10 {
         bench.send(n).await;
     }
@@ -286,7 +286,7 @@ async fn what_was_lost_is_filled_again(way: Way) {
     }
     assert_eq!(told(&mut subscription, 10).await, numbers(10..20), "without a reset");
     let late = bench.reader().await;
-    assert_eq!(told(&mut late.from_start(&["t"]), 20).await, numbers(0..20));
+    assert_eq!(told(&mut late.since_start(&["t"]), 20).await, numbers(0..20));
 }
 
 async fn values_are_those_behind_the_events(way: Way) {

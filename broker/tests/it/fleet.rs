@@ -139,6 +139,12 @@ async fn a_redis_that_lost_everything_is_filled_again() {
     let first = follower.next().await;
     assert_eq!(first.data["pin"], pin);
     place.redis_cli(&["FLUSHALL"]).await;
+    until("it is filled though nothing happens", async || place.redis_cli(&["DBSIZE"]).await == "3").await;
+    until("values are known", async || state(&edge).await.1.contains(&format!(":{pin}}}"))).await;
+    place
+        .redis_cli(&["--raw", "EVAL", "return redis.call('DEL', redis.call('KEYS', '*:state')[1])", "0"])
+        .await;
+    until("lost values are filled in", async || place.redis_cli(&["DBSIZE"]).await == "3").await;
     place.reaches(&mut follower).await;
     place.redis.stop();
     let pin = place.change().await;

@@ -2,7 +2,8 @@
 
 use redis::{ErrorKind, ServerErrorKind};
 
-use super::{Fence, Place};
+use super::Place;
+use crate::event::Fence;
 
 /// Why a call did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

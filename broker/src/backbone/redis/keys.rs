@@ -3,10 +3,11 @@
 //! Lua's numbers merge above 2^53 and its strings compare by the locale of the server. So whatever is compared there
 //! is digits, and as many of them as there can ever be.
 
-use std::fmt;
 use std::str::FromStr;
 
 use walcast_wire::{Epoch, Position};
+
+use crate::event::Fence;
 
 /// Digits of the greatest number of 64 bits, and of 32.
 const WIDE: usize = 20;
@@ -82,28 +83,6 @@ pub(super) fn read_epoch(text: &str) -> Option<Epoch> {
 fn number<T: FromStr>(text: &str, width: usize) -> Option<T> {
     let digits = text.len() == width && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
-}
-
-/// Whose turn it is to append: of two leaders the one with the lower fence is the older and must not any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Fence {
-    timeline: u32,
-    lsn: u64,
-}
-
-impl Fence {
-    /// Of a leader that wrote a record of its own into the log of Postgres at `lsn`, on `timeline`: both only grow.
-    #[must_use]
-    pub const fn new(timeline: u32, lsn: u64) -> Self {
-        Self { timeline, lsn }
-    }
-}
-
-impl fmt::Display for Fence {
-    /// As text of equal width, which compares as fences do.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:0NARROW$}-{:0WIDE$}", self.timeline, self.lsn)
-    }
 }
 
 /// Reads the text of a [`Fence`].

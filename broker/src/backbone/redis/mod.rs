@@ -14,7 +14,6 @@ use serde::Deserialize;
 use walcast_wire::{Epoch, Position};
 
 pub use self::asker::Asker;
-pub use self::keys::Fence;
 pub use self::reader::Reader;
 pub use self::writer::Writer;
 

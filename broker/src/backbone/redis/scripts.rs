@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use redis::Script;
 
 use super::keys::{read_epoch, read_fence, read_wide};
-use super::{Fence, Place, RedisError, VERSION};
+use super::{Place, RedisError, VERSION};
+use crate::event::Fence;
 use walcast_wire::TopicPattern;
 
 /// Appends a page.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use walcast_wire::{Epoch, Position};
 
-use super::keys::{Fence, Keys, id, wide};
+use super::keys::{Keys, id, wide};
 use super::link::Link;
 use super::{Config, Place, RedisError, VERSION, entry, scripts};
+use crate::event::Fence;
 use crate::hub::Encoded;
 use crate::hub::page::{AllValues, Outgoing};
 

@@ -1,7 +1,8 @@
 //! What an append promises: all of a page or nothing, at the end of the log, by the leader.
 
 use bytes::Bytes;
-use walcast::backbone::redis::{Fence, Place, RedisError, Writer};
+use walcast::backbone::redis::{Place, RedisError, Writer};
+use walcast::event::Fence;
 use walcast::hub::page::{Outgoing, Remark};
 use walcast_wire::{Epoch, Position, Topic};
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use walcast::backbone::redis::{Fence, Place, RedisError};
+use walcast::backbone::redis::{Place, RedisError};
+use walcast::event::Fence;
 
 use super::{EPOCH, FENCE, Lab, at, begins, cursor, page, same};
 use crate::wait::{until, within};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use walcast::backbone::redis::{Asker, Config, Fence, Reader, RedisError, Writer};
+use walcast::backbone::redis::{Asker, Config, Reader, RedisError, Writer};
+use walcast::event::Fence;
 use walcast::hub::page::AllValues;
 
 use super::{EPOCH, FENCE, Lab, SOURCE, at, begins, cursor, page, same, value};

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use walcast::backbone::redis::{Asker, Fence, Place, RedisError, Writer};
+use walcast::backbone::redis::{Asker, Place, RedisError, Writer};
+use walcast::event::Fence;
 use walcast::event::{Effect, Event};
 use walcast::hub::page::{AllValues, Answer};
 use walcast::hub::{Delivery, From};
