@@ -11,7 +11,7 @@ soak: newer ; WALCAST_SOAK=1 cargo test --workspace --locked
 bench: ; @scripts/setup --bench && cargo build --release --locked -p walcast -p walcast-loadtest && \
 	env -u WALCAST_DATABASE_URL target/release/walcast-loadtest bench --json target/bench.json --html target/bench.html $(ARGS) && \
 	cargo bench --locked -p walcast --bench instructions
-micro: setup ; cargo bench --locked -p walcast --bench hub --bench pgoutput --bench router
+micro: setup ; cargo bench --locked -p walcast --bench backbone --bench hub --bench pgoutput --bench router
 check: setup ; scripts/check
 doc: ; cargo doc --no-deps --workspace --locked --open
 fmt: ; cargo fmt --all

@@ -437,7 +437,7 @@ impl Inner {
         let replayed = replaying && line.head >= line.replay_until;
         let settled = self.retained.reached(line.head);
         if let Some(relay) = self.relay.as_mut().filter(|_| settled) {
-            relay.settled(line.head, self.retained.all());
+            relay.settled();
             relay.wake(woken);
         }
         if settled || replayed {
@@ -447,6 +447,7 @@ impl Inner {
         if !misled.is_empty() {
             line.withdrawn.withdraw(line.head.max(line.replay_until), misled);
         }
+        self.take_values_whole();
     }
 
     /// Compares the batch with where the hub is; begins anew on another number line or behind a gap. Whether

@@ -64,6 +64,8 @@ pub(super) struct Relay {
     changed: VecDeque<Changed>,
     /// All values, as of a position that is yet to be carried.
     whole: Option<(Position, Vec<Arc<Event>>)>,
+    /// They are to be taken anew.
+    values_due: bool,
     /// Counts the times that they were taken.
     round: u64,
     remarks: Vec<Remark>,
@@ -83,6 +85,7 @@ impl Relay {
             empty_until: floor,
             changed: VecDeque::new(),
             whole: None,
+            values_due: true,
             round: 0,
             remarks: Vec::new(),
             inexact: vec![TopicPattern::everything()],
@@ -109,12 +112,8 @@ impl Relay {
     }
 
     /// All values became exact.
-    pub(super) fn settled(&mut self, at: Position, values: Vec<Arc<Event>>) {
-        if self.claim > 0 {
-            self.changed.clear();
-            self.round += 1;
-            self.whole = Some((at, values));
-        }
+    pub(super) fn settled(&mut self) {
+        self.values_due = true;
     }
 
     /// Another line: nobody has anything of it.
@@ -239,23 +238,32 @@ impl Inner {
         let floor = self.history.floor();
         let Some((line, relay)) = self.line.as_ref().zip(self.relay.as_mut()) else { return false };
         let place = place.filter(|place| place.epoch == line.epoch && place.position >= floor);
-        let goes_on = place.is_some_and(|place| relay.claim > 0 && relay.carried <= place.position);
+        // Else somebody may have led in between, and have known less of the values.
+        let goes_on = place.is_some_and(|place| relay.claim > 0 && relay.carried == place.position);
         relay.claim += 1;
         (relay.begins, relay.carried) = (place.is_none(), place.map_or(floor, |place| place.position));
         relay.empty_until = relay.carried;
         // Whoever claims marks all of them.
         relay.inexact = vec![TopicPattern::everything()];
-        if goes_on {
-            let carried = relay.carried;
-            relay.changed.retain(|changed| changed.position > carried);
-        } else {
-            // What values others have, nobody knows.
+        if !goes_on {
             relay.changed.clear();
             relay.remarks = line.withdrawn.remarks();
-            relay.round += 1;
-            relay.whole = self.retained.known().then(|| (line.head, self.retained.all()));
+            relay.whole = None;
+            relay.values_due = true;
         }
+        self.take_values_whole();
         true
+    }
+
+    /// All values are to be carried, once they are exact and as new as what was carried.
+    pub(super) fn take_values_whole(&mut self) {
+        let Some((line, relay)) = self.line.as_ref().zip(self.relay.as_mut()) else { return };
+        if relay.values_due && relay.claim > 0 && line.head >= relay.carried && self.retained.known() {
+            relay.values_due = false;
+            relay.changed.clear();
+            relay.round += 1;
+            relay.whole = Some((line.head, self.retained.all()));
+        }
     }
 
     /// What others lack, if anything can be said at all.
@@ -265,7 +273,7 @@ impl Inner {
         let whole = relay.whole.as_ref().map_or(Position::MAX, |(at, _)| *at);
         let end = line.head.min(whole);
         let mut inexact = self.retained.inexact();
-        if relay.whole.is_some() {
+        if relay.whole.is_some() || relay.values_due {
             // They are, but others do not have them yet.
             inexact.extend(
                 relay.inexact.iter().filter(|said| !inexact.contains(said)).cloned().collect::<Vec<_>>(),

@@ -346,6 +346,27 @@ fn who_followed_leads_without_a_gap() {
     assert_eq!(pair.told(&mut state).len(), 1);
 }
 
+#[test]
+fn who_leads_again_carries_values_as_new_as_what_another_carried() {
+    let mut pair = Pair::new(100);
+    pair.leader.send(vec![put(101, 5, "vm/a", "1")]);
+    pair.pass_on();
+    // Another one led for a moment, and knew little of the values.
+    let place = Cursor::new(Epoch(1), Position::before(106));
+    pair.store.place = Some(place);
+    pair.store.values.clear();
+    // As whoever claims does.
+    pair.store.inexact = vec![TopicPattern::everything()];
+    assert!(pair.leader.hub.claim(Some(place)));
+    pair.carry(usize::MAX);
+    assert_eq!(pair.store.inexact, [TopicPattern::everything()], "what is known is of before");
+    pair.leader.send(vec![put(105, 5, "vm/a", "2"), put(107, 5, "vm/b", "1")]);
+    pair.carry(usize::MAX);
+    assert_eq!(pair.store.inexact, [] as [TopicPattern; 0]);
+    let values: Vec<_> = pair.store.values.keys().map(Topic::as_str).collect();
+    assert_eq!(values, ["vm/a", "vm/b"]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(usize),
