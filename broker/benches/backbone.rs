@@ -57,6 +57,7 @@ async fn run(size: u64, events: u64) -> Outcome<(Duration, u64)> {
         source: "bench".into(),
         hub: Arc::clone(hub),
         health: Arc::new(Health::among_others(Duration::from_secs(60))),
+        silence_max: Duration::from_secs(60),
     };
     let (local, leader) = (Arc::new(Local::default()), Hub::new(hub::Config::default()));
     let (carrier, lead, _) = Carrier::new(fleet(&leader));

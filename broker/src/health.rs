@@ -29,6 +29,8 @@ pub enum Part {
     Lease,
     /// Redis, as a broker that follows reads it.
     Following,
+    /// Redis, as it is asked for current values.
+    Asking,
     /// Redis, as the leader writes it.
     Carrying,
     /// The floor slot.
@@ -56,6 +58,7 @@ impl Part {
             Self::Seed => "seed",
             Self::Lease => "lease",
             Self::Following => "following",
+            Self::Asking => "asking",
             Self::Carrying => "carrying",
             Self::Floor => "floor",
             Self::Slot => "slot",
@@ -141,6 +144,12 @@ impl Health {
             self.standing_by.send_replace(true);
         }
         old.is_none_or(|old| old != reason)
+    }
+
+    /// Whether this part was last reported so.
+    #[must_use]
+    pub fn is_unwell(&self, part: Part) -> bool {
+        self.inner.lock().unwell.contains_key(&part)
     }
 
     /// Whether another broker has the lease, so that nothing comes from Postgres here.

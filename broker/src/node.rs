@@ -380,6 +380,7 @@ async fn publish_from(parts: &Parts, lead: Option<Lead>, source: impl Source) ->
 async fn hand_over(parts: &Parts, why: &str) {
     tracing::info!("handed over: {why}");
     parts.health.unwell(Part::Lease, why);
+    parts.health.unwell(Part::Node, "handed over: clients are sent to the other broker");
     parts.stop.cancel();
     parts.drain.cancel();
     parts.companion.close().await;

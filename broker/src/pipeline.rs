@@ -21,6 +21,9 @@ use crate::hub::{Hub, StateFull};
 use crate::router::{Router, Routing};
 use crate::source::{Retry, Source, SourceError, SourceKind};
 
+/// How long a note may wait for room before the stream is looked for.
+const SAY_MAX: Duration = Duration::from_secs(2);
+
 pub mod fleet;
 
 use fleet::Lead;
@@ -130,8 +133,8 @@ impl<B: Backbone> Publisher<B> {
             let Retry::After(at_least) = error.retry else { return Err(error.into()) };
             let pause = backoff.failed(self.assembly.head);
             self.assembly.interrupt();
-            self.say_unsaid().await?;
             self.health.unwell(Part::Stream, error.message.clone());
+            self.say_unsaid().await?;
             let delay = at_least + rand::rng().random_range(Duration::ZERO..=pause);
             tracing::warn!(
                 retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
@@ -172,6 +175,9 @@ impl<B: Backbone> Publisher<B> {
                     }
                     if start.epoch != self.assembly.epoch {
                         backoff.failed_at = Position::before(start.from);
+                    }
+                    if let Some(note) = self.assembly.unsaid.take() {
+                        self.flush(source, Some(note)).await?;
                     }
                     self.assembly.start(start);
                     let replay_until = Position::before(start.replay_until);
@@ -231,10 +237,15 @@ impl<B: Backbone> Publisher<B> {
 
     /// Publishes the note that the end of the stream has cut off.
     async fn say_unsaid(&mut self) -> Result<(), BackboneError> {
-        let note = self.assembly.unsaid.take();
-        match self.assembly.batch(note) {
-            Some(batch) => self.backbone.publish(&batch).await,
-            None => Ok(()),
+        let Some(note) = self.assembly.unsaid.take() else { return Ok(()) };
+        let Some(batch) = self.assembly.batch(Some(note.clone())) else { return Ok(()) };
+        // While there is no room the way on is to look who leads.
+        match tokio::time::timeout(SAY_MAX, self.backbone.publish(&batch)).await {
+            Ok(published) => published,
+            Err(_) => {
+                self.assembly.unsaid = Some(note);
+                Ok(())
+            }
         }
     }
 

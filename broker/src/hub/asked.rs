@@ -28,6 +28,24 @@ struct Known {
     at: Position,
     values: Vec<Arc<Encoded>>,
     bytes: u64,
+    /// When it was learned, counted.
+    number: u64,
+}
+
+/// Topics are looked up at once; what a pattern names has to be searched for, which must not hold the others up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Topics.
+    Topics,
+    /// Patterns, one at a time.
+    Patterns,
+}
+
+/// What is wanted of one kind, and who asks.
+#[derive(Debug, Default)]
+struct Wanted {
+    patterns: BTreeSet<TopicPattern>,
+    asker: Option<Waker>,
 }
 
 /// What is wanted, and what is known.
@@ -36,13 +54,15 @@ pub(super) struct Asked {
     bytes_max: u64,
     bytes: u64,
     known: HashMap<TopicPattern, Known>,
-    /// In the order in which they were learned.
-    order: VecDeque<TopicPattern>,
-    wanted: BTreeSet<TopicPattern>,
-    /// Subscriptions that wait for values.
-    pub(super) waiting: BTreeSet<WaiterId>,
-    /// Who asks.
-    pub(super) asker: Option<Waker>,
+    /// In the order in which they were learned; those with another number were learned again since.
+    order: VecDeque<(TopicPattern, u64)>,
+    learned: u64,
+    values: usize,
+    wanted: [Wanted; 2],
+    /// Subscriptions that wait for values,
+    waiting: BTreeSet<WaiterId>,
+    /// or for the head to come here.
+    reach: Position,
 }
 
 impl Asked {
@@ -52,9 +72,11 @@ impl Asked {
             bytes: 0,
             known: HashMap::new(),
             order: VecDeque::new(),
-            wanted: BTreeSet::new(),
+            learned: 0,
+            values: 0,
+            wanted: Default::default(),
             waiting: BTreeSet::new(),
-            asker: None,
+            reach: Position::ZERO,
         }
     }
 
@@ -63,7 +85,7 @@ impl Asked {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.known.values().map(|known| known.values.len()).sum()
+        self.values
     }
 
     /// The values of a pattern, as they are for somebody who was told all events up to `position`.
@@ -84,22 +106,45 @@ impl Asked {
 
     /// Notes that this is wanted, unless an answer is known that only has to be reached.
     pub(super) fn want(&mut self, pattern: &TopicPattern, head: Position) {
+        let lane = if pattern.as_topic().is_some() { Lane::Topics } else { Lane::Patterns };
+        let Wanted { patterns, asker } = &mut self.wanted[lane as usize];
         if self.known.get(pattern).is_none_or(|known| known.at <= head)
-            && self.wanted.insert(pattern.clone())
-            && let Some(asker) = self.asker.take()
+            && patterns.insert(pattern.clone())
+            && let Some(asker) = asker.take()
         {
             // A waker of a task: it only puts that task in line.
             asker.wake();
         }
     }
 
-    /// What to ask for now.
-    pub(super) fn question(&mut self) -> Vec<TopicPattern> {
+    /// Notes who is to be woken once there are answers, or the head has come to `reach`.
+    pub(super) fn wait(&mut self, id: WaiterId, reach: Position) {
+        self.reach = self.reach.max(reach);
+        self.waiting.insert(id);
+    }
+
+    /// Who waits, if the head's coming from `before` may be what some wait for.
+    pub(super) fn reached(&mut self, before: Position) -> BTreeSet<WaiterId> {
+        if before < self.reach { self.woken() } else { BTreeSet::new() }
+    }
+
+    /// Who waits.
+    pub(super) fn woken(&mut self) -> BTreeSet<WaiterId> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// What to ask for now; where there is nothing, `asker` is woken once there is.
+    pub(super) fn question(&mut self, lane: Lane, asker: &Waker) -> Vec<TopicPattern> {
+        let wanted = &mut self.wanted[lane as usize];
+        let most = if lane == Lane::Topics { QUESTION_MAX } else { 1 };
         let mut question = Vec::new();
-        while question.len() < QUESTION_MAX
-            && let Some(pattern) = self.wanted.pop_first()
+        while question.len() < most
+            && let Some(pattern) = wanted.patterns.pop_first()
         {
             question.push(pattern);
+        }
+        if question.is_empty() {
+            wanted.asker = Some(asker.clone());
         }
         question
     }
@@ -114,23 +159,36 @@ impl Asked {
             let bytes: usize = values.iter().map(|value| value.cost_bytes()).sum();
             let bytes = bytes as u64 + OVERHEAD_BYTES + pattern.as_str().len() as u64;
             self.bytes += bytes;
-            self.order.push_back(pattern.clone());
+            self.values += values.len();
+            self.learned += 1;
+            self.order.push_back((pattern.clone(), self.learned));
+            self.reach = self.reach.max(answer.at);
             // Those of a pattern were not read at one moment.
             let since = if pattern.as_topic().is_some() { answer.at } else { answer.since };
-            self.known.insert(pattern, Known { since, at: answer.at, values, bytes });
+            let number = self.learned;
+            self.known.insert(pattern, Known { since, at: answer.at, values, bytes, number });
         }
+        let outdated = |known: &HashMap<TopicPattern, Known>, (pattern, number): &(TopicPattern, u64)| {
+            known.get(pattern).is_none_or(|known| known.number != *number)
+        };
         while self.bytes > self.bytes_max
             && self.known.len() > 1
             && let Some(oldest) = self.order.pop_front()
         {
-            self.forget_one(&oldest);
+            if !outdated(&self.known, &oldest) {
+                self.forget_one(&oldest.0);
+            }
+        }
+        // Where the same are learned again and again, nothing may ever have to go.
+        if self.order.len() > 2 * self.known.len() + QUESTION_MAX {
+            self.order.retain(|entry| !outdated(&self.known, entry));
         }
     }
 
     fn forget_one(&mut self, pattern: &TopicPattern) {
         if let Some(known) = self.known.remove(pattern) {
             self.bytes -= known.bytes;
-            self.order.retain(|kept| kept != pattern);
+            self.values -= known.values.len();
         }
     }
 
@@ -138,6 +196,6 @@ impl Asked {
     pub(super) fn forget(&mut self) {
         self.known.clear();
         self.order.clear();
-        self.bytes = 0;
+        (self.bytes, self.values) = (0, 0);
     }
 }

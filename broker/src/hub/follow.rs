@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use walcast_wire::{Position, TopicPattern};
 
+use super::asked::Lane;
 use super::page::{Answer, Page, Remark};
 use super::retained::Retained;
 use super::{Hub, Inner};
@@ -34,15 +35,10 @@ impl Hub {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// What values somebody wants, once there is something. One task asks.
-    pub fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<Vec<TopicPattern>> {
-        let mut inner = self.inner.lock();
-        let question = inner.asked.question();
-        if question.is_empty() {
-            inner.asked.asker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(question)
+    /// What values somebody wants, once there is something. One task asks for each lane.
+    pub fn poll_wanted(&self, lane: Lane, cx: &mut Context<'_>) -> Poll<Vec<TopicPattern>> {
+        let question = self.inner.lock().asked.question(lane, cx.waker());
+        if question.is_empty() { Poll::Pending } else { Poll::Ready(question) }
     }
 
     /// Values that were asked for are asked for anew: nothing came for a while that would say whether they hold.
@@ -53,7 +49,11 @@ impl Hub {
     /// There is no answer: who waits will ask again.
     pub fn unanswered(&self) {
         let mut woken = Vec::new();
-        self.inner.lock().wake_those_who_ask(&mut woken);
+        {
+            let inner = &mut *self.inner.lock();
+            let waiting = inner.asked.woken();
+            inner.registry.wake(waiting, &mut woken);
+        }
         woken.into_iter().for_each(Waker::wake);
     }
 
@@ -73,6 +73,7 @@ impl Inner {
         self.enter(page.epoch, page.after, woken);
         let Some(line) = &mut self.line else { return };
         line.replay_until = line.replay_until.min(line.head);
+        let before = line.head;
         if page.remarks.contains(&Remark::Values) {
             self.asked.forget();
         }
@@ -102,7 +103,8 @@ impl Inner {
             self.history.evict(now, Position::MAX);
             line.withdrawn.forget(self.history.floor());
         }
-        self.wake_those_who_ask(woken);
+        let waiting = self.asked.reached(before);
+        self.registry.wake(waiting, woken);
     }
 
     fn answer(&mut self, answer: Answer, woken: &mut Vec<Waker>) {
@@ -110,12 +112,7 @@ impl Inner {
         if ours && self.follows {
             self.asked.learn(answer);
         }
-        self.wake_those_who_ask(woken);
-    }
-
-    fn wake_those_who_ask(&mut self, woken: &mut Vec<Waker>) {
-        for id in std::mem::take(&mut self.asked.waiting) {
-            woken.extend(self.registry.get(id).and_then(|waiter| waiter.waker.take()));
-        }
+        let waiting = self.asked.woken();
+        self.registry.wake(waiting, woken);
     }
 }

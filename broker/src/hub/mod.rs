@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use walcast_wire::{Cursor, Epoch, Op, Position, ResetReason, Topic, TopicPattern};
 
 use self::asked::Asked;
+pub use self::asked::Lane;
 use self::encoded::Encoder;
 pub use self::encoded::{Encoded, NotEncoded};
 use self::history::{History, Limits};
@@ -406,9 +407,9 @@ impl Inner {
         let replaying = line.head < line.replay_until;
         let as_text = || batch.upto.to_string() > line.head.to_string();
         if batch.upto > line.head && (!sabotaged(Fault::TextOrder) || as_text()) {
-            if let Some(placed) = line.withdrawn.place(batch) {
+            if let Some((floor, placed)) = line.withdrawn.place(batch) {
                 self.registry.notify_all(line.head, woken);
-                self.relay.iter_mut().for_each(|relay| relay.remark(placed.clone()));
+                self.relay.iter_mut().for_each(|relay| relay.remark(floor, placed.clone()));
             }
             let fresh = batch.entries.partition_point(|entry| entry.position() <= line.head);
             let (events, blind) = self.retained.take(&batch.entries[fresh..]);
@@ -416,7 +417,7 @@ impl Inner {
                 self.registry.notify_all(line.head, woken);
                 self.history.restart(position);
                 line.gap = position;
-                self.relay.iter_mut().for_each(|relay| relay.remark(Remark::Gap(position)));
+                self.relay.iter_mut().for_each(|relay| relay.remark(position, Remark::Gap(position)));
             }
             for (index, Told { event, last, value }) in (0..).zip(events) {
                 let mut encoded = line.encoder.encode(&event, event.op, last);

@@ -215,6 +215,11 @@ impl Registry {
         woken.extend(self.waiters.iter_mut().filter_map(|(_, waiter)| waiter.waker.take()));
     }
 
+    /// Wakes these, as far as they are parked.
+    pub(super) fn wake(&mut self, ids: impl IntoIterator<Item = WaiterId>, woken: &mut Vec<Waker>) {
+        woken.extend(ids.into_iter().filter_map(|id| self.waiters.get_mut(id)?.waker.take()));
+    }
+
     fn mark(waiters: &mut Slab<Waiter>, id: WaiterId, after: Position, woken: &mut Vec<Waker>) {
         if let Some(waiter) = waiters.get_mut(id) {
             waiter.pending_after.get_or_insert(after);

@@ -68,7 +68,7 @@ pub(super) struct Relay {
     values_due: bool,
     /// Counts the times that they were taken.
     round: u64,
-    remarks: Vec<Remark>,
+    remarks: Vec<(Position, Remark)>,
     /// Of which topics it was last said that their values do not hold.
     inexact: Vec<TopicPattern>,
     waker: Option<Waker>,
@@ -100,14 +100,15 @@ impl Relay {
     }
 
     pub(super) fn changed(&mut self, position: Position, topic: Topic, value: Option<Arc<Event>>) {
-        if self.claim > 0 {
+        if self.claim > 0 && position > self.carried {
             self.changed.push_back(Changed { position, topic, value });
         }
     }
 
-    pub(super) fn remark(&mut self, remark: Remark) {
+    /// Others are told of it with the page that comes to this position.
+    pub(super) fn remark(&mut self, at: Position, remark: Remark) {
         if self.claim > 0 {
-            self.remarks.push(remark);
+            self.remarks.push((at, remark));
         }
     }
 
@@ -260,7 +261,6 @@ impl Inner {
         let Some((line, relay)) = self.line.as_ref().zip(self.relay.as_mut()) else { return };
         if relay.values_due && relay.claim > 0 && line.head >= relay.carried && self.retained.known() {
             relay.values_due = false;
-            relay.changed.clear();
             relay.round += 1;
             relay.whole = Some((line.head, self.retained.all()));
         }
@@ -281,7 +281,11 @@ impl Inner {
         }
         let (events, upto) = page_of(self.history.all(relay.empty_until), end);
         let upto = upto.max(relay.carried);
-        let remarks = if upto > relay.carried { relay.remarks.clone() } else { Vec::new() };
+        let mut remarks = Vec::new();
+        if upto > relay.carried {
+            let due = relay.remarks.iter().filter(|(at, _)| *at <= upto);
+            remarks.extend(due.map(|(_, remark)| remark.clone()));
+        }
         let tells = !events.is_empty() || !remarks.is_empty();
         if tells || relay.begins || inexact != relay.inexact {
             let after = relay.carried;
@@ -307,7 +311,9 @@ impl Inner {
                 relay.carried = page.upto;
                 relay.empty_until = page.upto.max(relay.empty_until);
                 relay.inexact.clone_from(inexact);
-                relay.remarks.drain(..page.remarks.len());
+                if page.upto > page.after {
+                    relay.remarks.retain(|(at, _)| *at > page.upto);
+                }
                 while relay.changed.front().is_some_and(|changed| changed.position <= page.upto) {
                     relay.changed.pop_front();
                 }
@@ -316,7 +322,7 @@ impl Inner {
                 if relay.round == relayed.round {
                     relay.whole = None;
                 }
-                relay.remarks.push(Remark::Values);
+                relay.remarks.push((relay.carried, Remark::Values));
                 relay.inexact.clone_from(&values.inexact);
             }
         }

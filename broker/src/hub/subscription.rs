@@ -270,6 +270,8 @@ impl Subscription {
         // Parked with nothing pending, it is where the head is, wherever the floor went meanwhile.
         match waiter.pending_after {
             Some(after) => self.position = self.position.max(after),
+            // What is asked for holds from here on; were that to move, no answer would ever do.
+            None if inner.follows && matches!(self.values, Values::Wanted) => {}
             None if self.epoch == line.epoch => self.position = self.position.max(line.head),
             None => {}
         }
@@ -287,6 +289,9 @@ impl Subscription {
         }
         let Some(line) = &inner.line else { return false };
         if line.head < self.position {
+            if inner.follows {
+                inner.asked.wait(self.id, self.position);
+            }
             return false;
         }
         let taken = if inner.follows { self.asked_for(inner, line.head) } else { self.held(inner) };
@@ -342,7 +347,7 @@ impl Subscription {
                 asked.want(pattern, line.head);
             }
         }
-        asked.waiting.insert(self.id);
+        asked.wait(self.id, Position::ZERO);
     }
 
     /// Asks for the current values once more, as they are now, if it has handed out those of before; whether it does.

@@ -30,7 +30,7 @@ impl Withdrawn {
     }
 
     /// Gives what is withdrawn its floor, if this batch goes on far enough; then how others are told.
-    pub(super) fn place(&mut self, batch: &Batch) -> Option<Remark> {
+    pub(super) fn place(&mut self, batch: &Batch) -> Option<(Position, Remark)> {
         let (above, _) = self.pending.as_ref()?;
         let major = above.major;
         let beyond = |position: &Position| position.major > major;
@@ -39,7 +39,7 @@ impl Withdrawn {
         let (_, topics) = self.pending.take()?;
         self.floors.push((floor, topics.clone()));
         self.bound();
-        Some(Remark::Withdrawn(floor, topics))
+        Some((floor, Remark::Withdrawn(floor, topics)))
     }
 
     fn bound(&mut self) {
@@ -68,9 +68,10 @@ impl Withdrawn {
     }
 
     /// As others are told of them.
-    pub(super) fn remarks(&self) -> Vec<Remark> {
-        let remark =
-            |(floor, topics): &(Position, Vec<TopicPattern>)| Remark::Withdrawn(*floor, topics.clone());
+    pub(super) fn remarks(&self) -> Vec<(Position, Remark)> {
+        let remark = |(floor, topics): &(Position, Vec<TopicPattern>)| {
+            (*floor, Remark::Withdrawn(*floor, topics.clone()))
+        };
         self.floors.iter().map(remark).collect()
     }
 

@@ -2,11 +2,13 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::{Node, NodeError};
 use crate::health::Part;
+use crate::hub::Lane;
 use crate::pipeline::fleet::{self, Carrier, Fleet, Lead};
 
 /// `[node]`: what this broker is there for.
@@ -51,17 +53,26 @@ pub(super) fn spawn(node: &mut Node) -> Result<Option<Lead>, NodeError> {
         return Ok(None);
     }
     let (hub, health) = (Arc::clone(&parts.hub), Arc::clone(&parts.health));
-    let fleet = Fleet { redis: config.redis.clone(), source: config.source.slot.clone(), hub, health };
+    let fleet = Fleet {
+        redis: config.redis.clone(),
+        source: config.source.slot.clone(),
+        hub,
+        health,
+        // A leader gives a sign of life each second; another one may take so long to come.
+        silence_max: config.source.lease * 2 + Duration::from_secs(5),
+    };
     let (carrier, lead, follows) = Carrier::new(fleet.clone());
     let end = parts.end.clone();
     node.spawn("follow", {
         let (fleet, end) = (fleet.clone(), end.clone());
         async move { Ok(end.run_until_cancelled(fleet::follow(fleet, follows)).await.unwrap_or(Ok(()))?) }
     });
-    node.spawn("ask", {
-        let end = end.clone();
-        async move { Ok(end.run_until_cancelled(fleet::ask(fleet)).await.unwrap_or(Ok(()))?) }
-    });
+    for (name, lane) in [("ask for topics", Lane::Topics), ("ask for patterns", Lane::Patterns)] {
+        let (fleet, end) = (fleet.clone(), end.clone());
+        node.spawn(name, async move {
+            Ok(end.run_until_cancelled(fleet::ask(fleet, lane)).await.unwrap_or(Ok(()))?)
+        });
+    }
     if config.node.role == Role::Edge {
         parts.health.well(Part::Stream);
         parts.health.unwell(Part::Lease, "this broker is an edge: it never leads");

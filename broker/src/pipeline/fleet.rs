@@ -16,8 +16,8 @@ use walcast_wire::Cursor;
 use crate::backbone::redis::{self, Asker, Place, Reader, RedisError, Writer};
 use crate::event::Fence;
 use crate::health::{Health, Part};
-use crate::hub::Hub;
 use crate::hub::relay::What;
+use crate::hub::{Hub, Lane};
 
 /// How long a new leader tries to read what the one before it has carried: without it, its own waiters may be told of
 /// a gap. Longer is not worth the wait for everybody else.
@@ -42,6 +42,8 @@ pub struct Fleet {
     pub hub: Arc<Hub>,
     /// Where trouble is reported.
     pub health: Arc<Health>,
+    /// Nobody leads if nothing was heard for longer.
+    pub silence_max: Duration,
 }
 
 /// By which the publish loop says that it has the lease.
@@ -135,16 +137,24 @@ impl Carrier {
                 },
                 Ok(()) = self.standing_by.changed() => {
                     if *self.standing_by.borrow_and_update() {
-                        self.fence = None;
-                        self.way.fleet.hub.follow_others();
-                        self.way.fleet.health.well(Part::Carrying);
-                        self.follows.send_replace(true);
+                        self.follow_others();
                     }
                 }
                 // Dropped in the middle, it leaves Redis before or behind a write; the next claim finds out which.
-                () = self.way.go(self.fence), if self.fence.is_some() => {}
+                another = self.way.go(self.fence), if self.fence.is_some() => {
+                    if another {
+                        self.follow_others();
+                    }
+                }
             }
         }
+    }
+
+    fn follow_others(&mut self) {
+        self.fence = None;
+        self.way.fleet.hub.follow_others();
+        self.way.fleet.health.well(Part::Carrying);
+        self.follows.send_replace(true);
     }
 
     /// Others are kept out from here on; the hub leads once it knows what they told.
@@ -191,14 +201,19 @@ impl Way {
     }
 
     /// One thing on, or a pause where that fails.
-    async fn go(&mut self, fence: Option<Fence>) {
-        let Some(fence) = fence else { return };
+    /// Whether another broker leads.
+    async fn go(&mut self, fence: Option<Fence>) -> bool {
+        let Some(fence) = fence else { return false };
         let Err(error) = self.step(fence).await else {
             self.pause = Pause::new();
             self.fleet.health.well(Part::Carrying);
-            return;
+            return false;
         };
         self.begin();
+        if matches!(error, RedisError::Fenced { .. }) && self.fleet.health.is_unwell(Part::Stream) {
+            // Nothing comes from Postgres here, and somebody else leads.
+            return true;
+        }
         if matches!(error, RedisError::Moved(_)) {
             tracing::warn!("{error}");
         } else {
@@ -208,6 +223,7 @@ impl Way {
             self.writer = None;
         }
         self.pause.wait().await;
+        false
     }
 
     /// A claim, a page, values, or a look at whether all is as it was left.
@@ -219,6 +235,7 @@ impl Way {
             let place = place.filter(|_| !std::mem::take(&mut self.lost));
             let place = place.map(|place| Cursor::new(place.epoch, place.head));
             self.begun = self.fleet.hub.claim(place);
+            self.checked = Instant::now();
             if !self.begun {
                 // The stream's begin is on its way to the hub.
                 tokio::time::sleep(LOOK).await;
@@ -281,9 +298,19 @@ pub async fn follow(fleet: Fleet, mut follows: watch::Receiver<bool>) -> Result<
                         Some(page) => fleet.hub.follow(&page, Instant::now()),
                         None => fleet.hub.forget_values(),
                     }
-                    fleet.health.well(Part::Following);
+                    let silence = reader.silence();
+                    if silence <= fleet.silence_max {
+                        fleet.health.well(Part::Following);
+                    } else {
+                        let seconds = silence.as_secs();
+                        let nobody =
+                            format!("no leader was heard of for {seconds} s: is one ready? see its /readyz");
+                        fleet.health.unwell(Part::Following, nobody);
+                    }
                     if fleet.hub.follows() && fleet.hub.head().is_some() {
                         fleet.health.well(Part::State);
+                        // What a leader did not get to read is its successor's to read.
+                        fleet.health.well(Part::Seed);
                     }
                 }
                 Err(error) => {
@@ -301,24 +328,27 @@ pub async fn follow(fleet: Fleet, mut follows: watch::Receiver<bool>) -> Result<
 ///
 /// # Errors
 /// The settings cannot be used.
-pub async fn ask(fleet: Fleet) -> Result<(), RedisError> {
+pub async fn ask(fleet: Fleet, lane: Lane) -> Result<(), RedisError> {
     let asker = Asker::new(&fleet.redis, &fleet.source)?;
     let mut pause = Pause::new();
     loop {
-        let question = poll_fn(|cx| fleet.hub.poll_wanted(cx)).await;
+        let question = poll_fn(|cx| fleet.hub.poll_wanted(lane, cx)).await;
         match asker.values(&question).await {
             Ok(answer) => {
                 let holds = answer.inexact.is_empty()
                     && fleet.hub.head().is_some_and(|head| head.position <= answer.at);
                 fleet.hub.answer(answer);
+                fleet.health.well(Part::Asking);
                 if holds {
                     pause = Pause::new();
                 } else {
                     tokio::time::sleep(INEXACT).await;
                 }
             }
-            // `follow` says what is wrong.
-            Err(_) => {
+            Err(error) => {
+                if fleet.health.unwell(Part::Asking, error.to_string()) {
+                    tracing::warn!("current values cannot be asked for: {error}");
+                }
                 pause.wait().await;
                 fleet.hub.unanswered();
             }

@@ -12,7 +12,7 @@ use walcast::backbone::local::Local;
 use walcast::backbone::redis::Config as RedisConfig;
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Fence, Note, Seeded, Snapshot};
 use walcast::health::Health;
-use walcast::hub::{Config, Delivery, From, Hub, Subscription};
+use walcast::hub::{Config, Delivery, From, Hub, Lane, Subscription};
 use walcast::pipeline;
 use walcast::pipeline::fleet::{self, Carrier, Fleet, Lead};
 use walcast::source::SourceKind;
@@ -154,7 +154,10 @@ impl Bench {
                 drop(always);
             }
         };
-        let ask = async move { fleet::ask(fleet).await.unwrap() };
+        let ask = async move {
+            let lanes = [Lane::Topics, Lane::Patterns].map(|lane| fleet::ask(fleet.clone(), lane));
+            futures_util::future::join_all(lanes).await;
+        };
         let _tasks =
             vec![AbortOnDropHandle::new(tokio::spawn(follow)), AbortOnDropHandle::new(tokio::spawn(ask))];
         until("a line", async || hub.head().is_some_and(|head| head.epoch == self.epoch)).await;
@@ -175,7 +178,13 @@ impl Shared {
         let server = tokio::task::spawn_blocking(|| Server::start().unwrap()).await.unwrap();
         let config = RedisConfig { url: Some(server.url()), ..RedisConfig::default() };
         let health = Arc::new(Health::among_others(Duration::from_secs(60)));
-        let fleet = Fleet { redis: config.clone(), source: "orders".into(), hub: Arc::clone(hub), health };
+        let fleet = Fleet {
+            redis: config.clone(),
+            source: "orders".into(),
+            hub: Arc::clone(hub),
+            health,
+            silence_max: Duration::from_secs(60),
+        };
         let (carrier, lead, _) = Carrier::new(fleet);
         let carry = AbortOnDropHandle::new(tokio::spawn(carrier.run()));
         Self { server: Arc::new(server), config, lead, _carry: carry }
@@ -183,7 +192,13 @@ impl Shared {
 
     fn fleet(&self, hub: &Arc<Hub>) -> Fleet {
         let health = Arc::new(Health::among_others(Duration::from_secs(60)));
-        Fleet { redis: self.config.clone(), source: "orders".into(), hub: Arc::clone(hub), health }
+        Fleet {
+            redis: self.config.clone(),
+            source: "orders".into(),
+            hub: Arc::clone(hub),
+            health,
+            silence_max: Duration::from_secs(60),
+        }
     }
 }
 

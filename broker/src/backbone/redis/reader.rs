@@ -31,6 +31,9 @@ pub struct Reader {
     stands: Option<Cursor>,
     /// What follows there.
     ready: VecDeque<Page>,
+    /// The leader's last sign of life, and when it or a page was seen.
+    beat: Option<String>,
+    heard: Instant,
 }
 
 impl Reader {
@@ -40,7 +43,14 @@ impl Reader {
     /// [`RedisError::Unsuitable`]: the URL is none.
     pub fn new(config: &Config, source: &str) -> Result<Self, RedisError> {
         let link = Link::new(config.target()?, false);
-        Ok(Self { link, keys: Keys::new(source), stands: None, ready: VecDeque::new() })
+        Ok(Self {
+            link,
+            keys: Keys::new(source),
+            stands: None,
+            ready: VecDeque::new(),
+            beat: None,
+            heard: Instant::now(),
+        })
     }
 
     /// The page that follows `after`, if one comes within a second. With another epoch than that of `after`, or without
@@ -64,13 +74,14 @@ impl Reader {
         }
         let page = self.ready.pop_front();
         if let Some(page) = &page {
+            self.heard = Instant::now();
             self.stands = Some(Cursor::new(page.epoch, page.upto));
         }
         Ok(page)
     }
 
     /// What follows `stands`; nothing, if nothing came for a while.
-    async fn follow(&self, stands: Cursor) -> Result<Vec<Page>, RedisError> {
+    async fn follow(&mut self, stands: Cursor) -> Result<Vec<Page>, RedisError> {
         let pages = self.read(stands.epoch, stands.position, BLOCK).await?;
         if !pages.is_empty() {
             return Ok(pages);
@@ -96,7 +107,7 @@ impl Reader {
     }
 
     /// The beginning of the log, once there is one. A log that appears where the caller stood goes on from there.
-    async fn begin(&self, stands: Option<Cursor>) -> Result<Vec<Page>, RedisError> {
+    async fn begin(&mut self, stands: Option<Cursor>) -> Result<Vec<Page>, RedisError> {
         let until = Instant::now() + BLOCK;
         loop {
             if let Some(place) = self.place().await? {
@@ -112,11 +123,21 @@ impl Reader {
         }
     }
 
-    async fn place(&self) -> Result<Option<Place>, RedisError> {
+    /// How long no leader was heard of.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        self.heard.elapsed()
+    }
+
+    async fn place(&mut self) -> Result<Option<Place>, RedisError> {
         let mut ask = redis::cmd("HMGET");
-        ask.arg(self.keys.meta()).arg("version").arg("epoch").arg("head");
+        ask.arg(self.keys.meta()).arg("version").arg("epoch").arg("head").arg("beat");
         let held: Vec<Option<String>> = self.link.call(&ask, Duration::ZERO).await?;
         let word = |at: usize| held.get(at).and_then(Option::as_deref);
+        if word(3).is_some() && word(3) != self.beat.as_deref() {
+            self.beat = word(3).map(str::to_owned);
+            self.heard = Instant::now();
+        }
         match word(0) {
             Some(VERSION) => scripts::place(word(1), word(2)),
             Some(other) => Err(scripts::version(other)),

@@ -26,6 +26,8 @@ pub struct Writer {
     link: Link,
     keys: Keys,
     fence: Option<Fence>,
+    /// Signs of life given.
+    beat: u64,
     pubsub: bool,
     replicas: u32,
     replicas_timeout: Duration,
@@ -43,6 +45,7 @@ impl Writer {
             link,
             keys: Keys::new(source),
             fence: None,
+            beat: 0,
             pubsub: config.pubsub,
             replicas: config.replicas,
             replicas_timeout: config.replicas_timeout,
@@ -166,18 +169,26 @@ impl Writer {
         scripts::done(&said, fence).map(|_| ())
     }
 
-    /// How far the log goes; `None`: Redis holds none, or lost the values that belong to it, and a line has to begin.
+    /// Tells those who follow that a leader is there, and says how far the log goes; `None`: Redis holds none, or lost the values that belong to it, and a line has to begin.
     ///
     /// # Errors
     /// [`RedisError::Fenced`] if a later leader was here; [`RedisError::Away`], [`RedisError::Unsuitable`].
-    pub async fn check(&self) -> Result<Option<Place>, RedisError> {
+    pub async fn check(&mut self) -> Result<Option<Place>, RedisError> {
         let ours = self.claimed()?;
         let found = self.link.run(&scripts::VALUES, &[self.keys.meta()], &[]).await?;
         let Some(holds) = scripts::holds(found)? else { return Ok(None) };
-        match holds.fence {
-            Some(theirs) if theirs > ours => Err(RedisError::Fenced { ours, theirs }),
-            _ => Ok(holds.whole.then_some(holds.place)),
+        if let Some(theirs) = holds.fence.filter(|theirs| *theirs > ours) {
+            return Err(RedisError::Fenced { ours, theirs });
         }
+        if !holds.whole {
+            return Ok(None);
+        }
+        // A sign of life for those who follow. It decides nothing, so it need not be part of a script.
+        self.beat += 1;
+        let mut beat = redis::cmd("HSET");
+        beat.arg(self.keys.meta()).arg("beat").arg(format!("{ours}-{}", self.beat));
+        self.link.call::<redis::Value>(&beat, Duration::ZERO).await?;
+        Ok(Some(holds.place))
     }
 
     fn claimed(&self) -> Result<Fence, RedisError> {

@@ -116,10 +116,12 @@ impl Pair {
 
     fn ask(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        if let Poll::Ready(question) = self.follower.poll_wanted(&mut cx)
-            && let Some(answer) = self.store.answer(question)
-        {
-            self.follower.answer(answer);
+        for lane in [Lane::Topics, Lane::Patterns] {
+            while let Poll::Ready(question) = self.follower.poll_wanted(lane, &mut cx)
+                && let Some(answer) = self.store.answer(question)
+            {
+                self.follower.answer(answer);
+            }
         }
     }
 

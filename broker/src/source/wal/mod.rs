@@ -158,7 +158,7 @@ impl Wal {
     ) -> Self {
         Self {
             lease: Lease::new(&config, Arc::clone(&companion), Arc::clone(&health)),
-            warm: Warm::new(&config, Arc::clone(&companion), Arc::clone(&hub)),
+            warm: Warm::new(&config, replay.wal_bytes, Arc::clone(&companion), Arc::clone(&hub)),
             attempts: rebuild::Attempts::default(),
             replaying: None,
             target: companion.target().clone(),

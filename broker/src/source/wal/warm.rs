@@ -5,23 +5,27 @@
 //! follows, never beyond what its hub holds. Without one, or a Redis, a new leader begins at the floor.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use uuid::Uuid;
 use walcast_wire::{Epoch, Position};
 
 use super::connect::literal;
 use crate::hub::Hub;
-use crate::postgres::{Companion, describe};
+use crate::postgres::{Companion, Session, describe};
 use crate::source::Config;
 
-/// Between two moves.
+/// Shortest pause between two moves,
 const MOVE_EVERY: Duration = Duration::from_secs(3);
-/// A move reads the log: this much takes about a tenth of a second, and the session has other work.
+/// and how many times as long as the last one took: others wait for the session, too.
+const PAUSE_FACTOR: u32 = 20;
+/// A move reads the log: this much takes about a tenth of a second.
 const MOVE_BYTES_MAX: u64 = 64 << 20;
-/// Another broker is not waited for so long that a place would be worth it.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A move that takes longer is cancelled, and with it the place goes.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause behind that.
+const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
@@ -30,27 +34,33 @@ pub(super) struct Warm {
     hub: Arc<Hub>,
     floor: String,
     own: String,
+    /// What it may keep of the log.
+    keep_bytes_max: u64,
     /// Why there is none, said once.
     told: bool,
 }
 
 impl Warm {
-    pub(super) fn new(config: &Config, companion: Arc<Companion>, hub: Arc<Hub>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        keep_bytes_max: u64,
+        companion: Arc<Companion>,
+        hub: Arc<Hub>,
+    ) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         let own = format!("{}_standby_{}", config.slot, &id[..8]);
-        Self { companion, hub, floor: config.slot.clone(), own, told: false }
+        Self { companion, hub, floor: config.slot.clone(), own, keep_bytes_max, told: false }
     }
 
     /// Keeps the place for as long as it is polled. Cancel safe.
     pub(super) async fn keep(&mut self) -> std::convert::Infallible {
         loop {
+            let begun = Instant::now();
             let pause = match self.hub.head().filter(|_| self.hub.follows()) {
                 None => MOVE_EVERY,
-                Some(head) => match tokio::time::timeout(PATIENCE, self.move_to(head.position.major)).await {
-                    Ok(Ok(true)) => Duration::ZERO,
-                    Ok(Ok(false)) => MOVE_EVERY,
-                    Ok(Err(why)) => self.tell(&why),
-                    Err(_) => self.tell("the server does not answer"),
+                Some(head) => match self.move_to(head.position.major).await {
+                    Ok(()) => MOVE_EVERY.max(begun.elapsed() * PAUSE_FACTOR),
+                    Err(why) => self.tell(&why),
                 },
             };
             tokio::time::sleep(pause).await;
@@ -65,33 +75,62 @@ impl Warm {
                  replication slot free (max_replication_slots)?"
             );
         }
-        MOVE_EVERY
+        GIVE_UP
     }
 
-    /// One move, made where there is nothing to move; whether there is more to do.
-    async fn move_to(&self, target: u64) -> Result<bool, String> {
-        const WHERE: &str = "SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots \
-                             WHERE slot_name = $1 AND active_pid = pg_catalog.pg_backend_pid()";
+    /// One move towards `target`. The place is made where it would be nearer than the floor, and let go of where it is
+    /// not, or keeps more of the log than the floor may.
+    async fn move_to(&self, target: u64) -> Result<(), String> {
+        const LOOK: &str = "
+            SELECT floor.confirmed_flush_lsn, own.confirmed_flush_lsn,
+                   own.wal_status = 'lost'
+                       OR pg_catalog.pg_current_wal_lsn() OPERATOR(pg_catalog.-) own.restart_lsn > $3::float8::numeric
+            FROM pg_catalog.pg_replication_slots floor
+            LEFT JOIN pg_catalog.pg_replication_slots own
+                ON own.slot_name = $2 AND own.active_pid = pg_catalog.pg_backend_pid()
+            WHERE floor.slot_name = $1";
+        const MOVE: &str = "SELECT pg_catalog.pg_replication_slot_advance($1, $2)::text";
         let session = self.companion.lock().await.map_err(|error| error.to_string())?;
         let said = |error: tokio_postgres::Error| describe(&error);
-        let row = session.query_typed_opt(WHERE, &[(&self.own, Type::TEXT)]).await.map_err(said)?;
-        let Some(row) = row else {
-            let (floor, own) = (literal(&self.floor), literal(&self.own));
-            let copy = format!("SELECT pg_catalog.pg_copy_logical_replication_slot({floor}, {own}, true)");
-            session.batch_execute(&copy).await.map_err(said)?;
-            return Ok(true);
+        // The difference of two places is a numeric, which compares with a double.
+        let keep_max = self.keep_bytes_max as f64;
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&self.floor, Type::TEXT), (&self.own, Type::TEXT), (&keep_max, Type::FLOAT8)];
+        let Some(row) = session.query_typed_opt(LOOK, &params).await.map_err(said)? else { return Ok(()) };
+        let floor = row.try_get::<_, Option<PgLsn>>(0).map_err(said)?.map_or(0, u64::from);
+        let own = row.try_get::<_, Option<PgLsn>>(1).map_err(said)?.map(u64::from);
+        let too_much = row.try_get::<_, Option<bool>>(2).map_err(said)?.unwrap_or(false);
+        let moving = async {
+            match own {
+                None if target > floor => {
+                    let (floor, own) = (literal(&self.floor), literal(&self.own));
+                    let copy =
+                        format!("SELECT pg_catalog.pg_copy_logical_replication_slot({floor}, {own}, true)");
+                    session.batch_execute(&copy).await.map_err(said)
+                }
+                Some(at) if too_much || at < floor => self.let_go(&session).await.map_err(said),
+                Some(at) if target > at => {
+                    let next = PgLsn::from(target.min(at.saturating_add(MOVE_BYTES_MAX)));
+                    let params: [(&(dyn ToSql + Sync), Type); 2] =
+                        [(&self.own, Type::TEXT), (&next, Type::PG_LSN)];
+                    session.query_typed_opt(MOVE, &params).await.map(drop).map_err(said)
+                }
+                _ => Ok(()),
+            }
         };
-        let at = u64::from(row.try_get::<_, PgLsn>(0).map_err(said)?);
-        let next = target.min(at.saturating_add(MOVE_BYTES_MAX));
-        if next <= at {
-            return Ok(false);
-        }
-        const MOVE: &str = "SELECT pg_catalog.pg_replication_slot_advance($1, $2)::text";
-        let next = PgLsn::from(next);
-        let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-            [(&self.own, Type::TEXT), (&next, Type::PG_LSN)];
-        session.query_typed_opt(MOVE, &params).await.map_err(said)?;
-        Ok(target > u64::from(next))
+        let moved = tokio::time::timeout(PATIENCE, moving).await;
+        let Ok(moved) = moved else {
+            session.cancel(self.companion.target()).await;
+            return Err(format!("a move took more than {} s", PATIENCE.as_secs()));
+        };
+        moved
+    }
+
+    async fn let_go(&self, session: &Session) -> Result<(), tokio_postgres::Error> {
+        const DROP: &str = "SELECT pg_catalog.pg_drop_replication_slot(slot_name)::text
+                            FROM pg_catalog.pg_replication_slots
+                            WHERE slot_name = $1 AND active_pid = pg_catalog.pg_backend_pid()";
+        session.query_typed_opt(DROP, &[(&self.own, Type::TEXT)]).await.map(drop)
     }
 
     /// The place to begin at on this line, if it is there, nearer than the floor, and the hub goes on from it.
@@ -103,10 +142,7 @@ impl Warm {
                                 AND own.active_pid = pg_catalog.pg_backend_pid()";
         let head = self.hub.head().filter(|head| self.hub.follows() && head.epoch == epoch)?;
         let session = self.companion.lock().await.ok()?;
-        let params = [
-            (&self.own as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT),
-            (&self.floor, Type::TEXT),
-        ];
+        let params = [(&self.own as &(dyn ToSql + Sync), Type::TEXT), (&self.floor, Type::TEXT)];
         let row = session.query_typed_opt(NEARER, &params).await.ok()??;
         let at = u64::from(row.try_get::<_, PgLsn>(0).ok()?);
         (Position::before(at) <= head.position).then(|| self.own.clone())
@@ -114,11 +150,8 @@ impl Warm {
 
     /// A leader needs none, and it would keep WAL.
     pub(super) async fn drop_it(&self) {
-        const DROP: &str = "SELECT pg_catalog.pg_drop_replication_slot(slot_name)::text
-                            FROM pg_catalog.pg_replication_slots
-                            WHERE slot_name = $1 AND active_pid = pg_catalog.pg_backend_pid()";
         if let Ok(session) = self.companion.lock().await
-            && let Err(error) = session.query_typed_opt(DROP, &[(&self.own, Type::TEXT)]).await
+            && let Err(error) = self.let_go(&session).await
         {
             tracing::warn!(
                 slot = self.own,

@@ -8,6 +8,8 @@ if held[2] and fence < held[2] then return {'fenced', held[2]} end
 if held[2] ~= fence or held[3] ~= epoch or held[4] ~= head then return {'moved', held[3], held[4]} end
 -- One more for the field that says that the hash is whole.
 if redis.call('HLEN', new) ~= count + 1 then return {'again'} end
+-- Freed aside: to do it at once would hold up everybody else.
+redis.call('UNLINK', state)
 redis.call('RENAME', new, state)
 redis.call('HSET', meta, 'inexact', inexact)
 return {'ok', held[3], held[4]}
