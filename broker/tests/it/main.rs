@@ -24,6 +24,7 @@ mod liveness;
 mod memory;
 mod messages;
 mod newer;
+mod nodes;
 mod order;
 mod outbox;
 mod outbox_kill;
