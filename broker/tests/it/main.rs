@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)] // Its own sessions go to the server itself, so statements may have names.
 
 mod backbone;
+mod balancer;
 mod client;
 mod commands;
 mod decode;
