@@ -93,13 +93,31 @@ struct Inner {
     unwell: BTreeMap<Part, String>,
     last_beat: Option<Instant>,
     source: Option<(SourceFacts, Instant)>,
+    leads: Leads,
+}
+
+/// Whether this node counts among those of this process that lead.
+#[derive(Debug, Default)]
+struct Leads(bool);
+
+impl Leads {
+    fn set(&mut self, leads: bool) {
+        metrics::gauge!(telemetry::LEADS).increment(f64::from(leads) - f64::from(self.0));
+        self.0 = leads;
+    }
+}
+
+impl Drop for Leads {
+    fn drop(&mut self) {
+        self.set(false);
+    }
 }
 
 impl Inner {
     /// Says whether the source is read here.
-    fn tell_lead(&self) {
+    fn tell_lead(&mut self) {
         let leads = ![Part::Stream, Part::Lease].iter().any(|part| self.unwell.contains_key(part));
-        metrics::gauge!(telemetry::LEADS).set(f64::from(u8::from(leads)));
+        self.leads.set(leads);
     }
 }
 
@@ -112,7 +130,7 @@ impl Health {
             (Part::Stream, "not connected to Postgres yet".to_owned()),
             (Part::State, "current values are not read yet".to_owned()),
         ]);
-        let inner = Inner { unwell, ..Inner::default() };
+        let mut inner = Inner { unwell, ..Inner::default() };
         inner.tell_lead();
         let standing_by = watch::Sender::new(false);
         Self { inner: Mutex::new(inner), silence_max, standing_by, among_others: false }

@@ -437,9 +437,10 @@ async fn end_of_line(parts: &Parts) -> Result<Position, SourceError> {
 /// What needs doing now and then: old events go, also while nothing happens; figures are published.
 async fn housekeeping(parts: Arc<Parts>) -> Result<(), NodeError> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let figures = admin::Figures::new();
     while parts.end.run_until_cancelled(tick.tick()).await.is_some() {
         parts.hub.evict(Instant::now());
-        admin::gauges(&parts.hub.status());
+        figures.tell(parts.hub.status());
         telemetry::metrics().run_upkeep();
     }
     Ok(())

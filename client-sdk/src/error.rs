@@ -75,7 +75,8 @@ impl Error {
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Broken { .. } | Self::Silent { .. } => true,
-            Self::Problem { problem, .. } => matches!(problem.status, 429 | 503),
+            // 502 and 504 are a balancer's.
+            Self::Problem { problem, .. } => matches!(problem.status, 429 | 502..=504),
             Self::Closed { code, .. } => *code != 1002 && *code != 1009,
             Self::Url { .. } | Self::Protocol { .. } | Self::Request(_) => false,
         }
@@ -88,5 +89,28 @@ impl Error {
             Self::Problem { problem, .. } => Some(problem),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walcast_wire::ProblemCode;
+
+    use super::*;
+
+    #[test]
+    fn what_may_succeed_later() {
+        let check = |status: u16, expected: bool| {
+            let problem = Box::new(Problem { status, ..Problem::new(ProblemCode::Unavailable, "") });
+            let error = Error::Problem { problem, retry_after: None };
+            assert_eq!(error.is_unavailable(), expected, "{status}");
+        };
+        check(400, false);
+        check(410, false);
+        check(429, true);
+        check(502, true);
+        check(503, true);
+        check(504, true);
+        check(505, false);
     }
 }

@@ -7,6 +7,7 @@ pub mod config;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use axum::extract::State;
@@ -16,6 +17,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
 use serde::Serialize;
 use walcast_wire::{Problem, ProblemCode};
 
@@ -103,14 +105,76 @@ async fn render(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, TEXT)], app.metrics.render())
 }
 
-/// Publishes the hub's figures as metrics.
-pub fn gauges(status: &Status) {
-    let count = |n: usize| n as f64;
-    gauge!(telemetry::SUBSCRIPTIONS).set(count(status.subscriptions));
-    gauge!(telemetry::HISTORY_EVENTS).set(count(status.events));
-    gauge!(telemetry::HISTORY_BYTES).set(status.bytes as f64);
-    gauge!(telemetry::UNCARRIED_EVENTS).set(count(status.uncarried));
-    gauge!(telemetry::STATE_VALUES).set(count(status.values));
-    gauge!(telemetry::STATE_BYTES).set(status.state_bytes as f64);
-    gauge!(telemetry::HEAD).set(status.head.major as f64);
+/// What each node of this process said last: they share the process's metrics.
+static NODES: Mutex<BTreeMap<u64, Status>> = Mutex::new(BTreeMap::new());
+
+/// One node's share of the metrics, until it is dropped.
+#[derive(Debug)]
+pub struct Figures(u64);
+
+impl Figures {
+    /// A share without figures yet.
+    #[must_use]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
+
+    /// Publishes the hub's figures.
+    pub fn tell(&self, status: Status) {
+        let mut nodes = NODES.lock();
+        nodes.insert(self.0, status);
+        gauges(&nodes);
+    }
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Figures {
+    fn drop(&mut self) {
+        let mut nodes = NODES.lock();
+        nodes.remove(&self.0);
+        gauges(&nodes);
+    }
+}
+
+/// Sums over all nodes; what all have delivered is what the last of them has.
+fn gauges(nodes: &BTreeMap<u64, Status>) {
+    let sum = |figure: fn(&Status) -> f64| nodes.values().map(figure).sum::<f64>();
+    gauge!(telemetry::SUBSCRIPTIONS).set(sum(|status| status.subscriptions as f64));
+    gauge!(telemetry::HISTORY_EVENTS).set(sum(|status| status.events as f64));
+    gauge!(telemetry::HISTORY_BYTES).set(sum(|status| status.bytes as f64));
+    gauge!(telemetry::UNCARRIED_EVENTS).set(sum(|status| status.uncarried as f64));
+    gauge!(telemetry::STATE_VALUES).set(sum(|status| status.values as f64));
+    gauge!(telemetry::STATE_BYTES).set(sum(|status| status.state_bytes as f64));
+    let head = nodes.values().map(|status| status.head.major).min();
+    gauge!(telemetry::HEAD).set(head.unwrap_or_default() as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use walcast_wire::Position;
+
+    use super::*;
+
+    #[test]
+    fn nodes_of_one_process_do_not_hide_each_other() {
+        let status = |subscriptions, head| Status {
+            subscriptions,
+            head: Position::before(head),
+            bytes: 10,
+            ..Status::default()
+        };
+        let nodes = BTreeMap::from([(1, status(2, 700)), (2, status(3, 500))]);
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || gauges(&nodes));
+        let text = recorder.handle().render();
+        for line in ["walcast_subscriptions 5\n", "walcast_history_bytes 20\n", "walcast_head_lsn 500\n"] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
 }

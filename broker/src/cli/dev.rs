@@ -1,11 +1,13 @@
-//! `walcast dev`: a throwaway Postgres with a broker on it, to try things out.
+//! `walcast dev`: a throwaway Postgres with a broker on it, or several, to try things out.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+use super::brokers::{Brokers, NodesFlag};
 use super::exit::{self, Failure};
 use super::local;
 use super::settings::SourceFlag;
+use crate::node::Node;
 use crate::postgres::describe;
 use crate::telemetry;
 use crate::throwaway::Options;
@@ -18,14 +20,19 @@ use crate::throwaway::Options;
   walcast dev
   walcast dev --port 9000
   walcast dev --source outbox
+  walcast dev --nodes 3
 
 Everything goes when it ends, by Ctrl-C or otherwise. Health and metrics are on the next port, Postgres
-on the one after that. Needs the Postgres binaries (14 or later), on PATH or under /usr/lib/postgresql."
+on the one after that, and then two ports for each edge. Metrics are those of all brokers together.
+Needs the Postgres binaries (14 or later), on PATH or under /usr/lib/postgresql, and redis-server for
+several brokers."
 )]
 pub struct Args {
-    /// Port of the API on loopback, the first of three; 0 takes free ones
+    /// Port of the API on loopback, the first of three, and of two more for each edge; 0 takes free ones
     #[arg(long, default_value_t = 8480, value_parser = clap::value_parser!(u16).range(..=65_533))]
     port: u16,
+    #[command(flatten)]
+    nodes: NodesFlag,
     #[command(flatten)]
     source: SourceFlag,
     /// What to log
@@ -51,12 +58,23 @@ state   = true
 pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let log = telemetry::Config { level: args.log_level.clone(), ..telemetry::Config::default() };
     telemetry::init(&log).map_err(|error| Failure::new(exit::USAGE, format!("--log-level: {error}")))?;
+    let nodes = args.nodes.nodes;
+    let ports = 1 + 2 * nodes;
+    if args.port > 0 && args.port.checked_add(ports - 1).is_none() {
+        let most = u16::MAX - ports + 1;
+        let message = format!("--nodes {nodes} takes {ports} ports: --port may be {most} at most, or 0");
+        return Err(Failure::new(exit::USAGE, message));
+    }
     // With 0, each is any free one.
     let next = |n: u16| if args.port == 0 { 0 } else { args.port + n };
-    for port in [next(0), next(1), next(2)] {
-        refuse_if_taken(port)?;
+    for n in 0..ports {
+        refuse_if_taken(next(n))?;
     }
-    let _ = writeln!(io::stderr(), "Starting a throwaway Postgres and a broker …");
+    let _ = match nodes {
+        1 => writeln!(io::stderr(), "Starting a throwaway Postgres and a broker …"),
+        _ => writeln!(io::stderr(), "Starting a throwaway Postgres, a Redis and {nodes} brokers …"),
+    };
+    let redis = args.nodes.redis().await?;
     let server = local::throwaway(Options { port: next(2), ..Options::default() }).await?;
     let url = server.url("postgres");
     let mut config = local::config(&url, next(0));
@@ -71,18 +89,49 @@ pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = (
     })?;
     session.close().await;
     local::set_up(&config, false).await?;
-    let node = local::start(config).await?;
-    let (http, admin, version) = (node.http, node.admin, server.version());
+    let configs = (0..nodes).map(|n| {
+        let mut config = config.clone();
+        if n > 0 {
+            config.http.listen.set_port(next(1 + 2 * n));
+            config.admin.listen.set_port(next(2 + 2 * n));
+        }
+        config
+    });
+    let brokers = Brokers::start(configs, redis).await?;
+    say(out, &url, server.version(), brokers.nodes());
+    let ended = brokers.join(stop).await.map_err(|error| Failure::of_node("the built-in rules", &error));
+    // Blocks until the server is gone.
+    let _ = tokio::task::spawn_blocking(move || drop(server)).await;
+    ended
+}
+
+/// What is there, and what to do with it. The first node leads.
+fn say(out: &mut impl Write, url: &str, version: u32, nodes: &[Node]) {
+    let [leader, edges @ ..] = nodes else { return };
+    // Each call works on each broker; that two are different ones shows it.
+    let (http, admin, other) = (leader.http, leader.admin, edges.last().unwrap_or(leader).http);
+    let place = |who: &str, node: &Node| {
+        format!("\n{who:<6}  http://{}  health http://{}/readyz", node.http, node.admin)
+    };
+    let running = match edges {
+        [] => format!("Postgres {version} and a broker are running; Ctrl-C ends and removes both."),
+        _ => format!(
+            "Postgres {version}, a Redis and {} brokers are running; Ctrl-C ends and removes all.\n{}{}",
+            nodes.len(),
+            place("leader", leader),
+            edges.iter().map(|edge| place("edge", edge)).collect::<String>()
+        ),
+    };
     // To a closed pipe there is nothing to say.
     let _ = write!(
         out,
         "\
-Postgres {version} and a broker are running; Ctrl-C ends and removes both.
+{running}
 
 Follow everything, in a second terminal:
-  curl -sN -H 'Accept: text/event-stream' 'http://{http}/v1/events?topic=**'
+  curl -sN -H 'Accept: text/event-stream' 'http://{other}/v1/events?topic=**'
 Wait for an assignment, as a VM does (it comes at once if there is one already):
-  curl -sw '\\n' 'http://{http}/v1/state/vm/host-17?wait=5m'
+  curl -sw '\\n' 'http://{other}/v1/state/vm/host-17?wait=5m'
 Assign, in a third:
   psql '{url}' -c \"INSERT INTO vms (hostname, crdcommand, pin)
     VALUES ('host-17', 'start', (random() * 9999)::int)
@@ -96,10 +145,6 @@ Health:
 "
     );
     let _ = out.flush();
-    let ended = node.join(stop).await.map_err(|error| Failure::of_node("the built-in rules", &error));
-    // Blocks until the server is gone.
-    let _ = tokio::task::spawn_blocking(move || drop(server)).await;
-    ended
 }
 
 /// Better before a server is made than after.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod brokers;
 pub mod demo;
 pub mod dev;
 pub mod exit;

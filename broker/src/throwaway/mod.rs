@@ -128,7 +128,9 @@ pub enum ThrowawayError {
         searched: String,
     },
     /// The machine has no Redis.
-    #[error("there is no redis-server on PATH; install one, for example `apt-get install redis-server`")]
+    #[error(
+        "there is no redis-server on PATH; run scripts/setup, or install one, for example `apt-get install redis-server`"
+    )]
     NoRedis,
     /// We are root, which Postgres refuses, and found nobody else to run it as.
     #[error("Postgres does not run as root, and there is neither a user `postgres` nor `nobody`; add one")]

@@ -293,7 +293,7 @@ async fn teardown_takes_everything_back_whether_the_broker_lives_or_not() {
 }
 
 /// The commands among the lines that `walcast dev` printed; what is indented further goes on.
-fn printed(out: &str) -> Vec<String> {
+pub(crate) fn printed(out: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     for line in out.lines() {
         match (line.strip_prefix("    "), line.strip_prefix("  "), commands.last_mut()) {

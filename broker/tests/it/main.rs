@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)] // Its own sessions go to the server itself, so statements may have names.
 
 mod backbone;
+mod balancer;
 mod client;
 mod commands;
 mod decode;
@@ -24,6 +25,7 @@ mod liveness;
 mod memory;
 mod messages;
 mod newer;
+mod nodes;
 mod order;
 mod outbox;
 mod outbox_kill;

@@ -7,6 +7,7 @@ use futures_util::FutureExt as _;
 
 use super::display::Display;
 use super::{Plan, lab};
+use crate::cli::brokers::{Brokers, NodesFlag};
 use crate::cli::exit::{self, Failure};
 use crate::cli::local;
 use crate::cli::settings::SourceFlag;
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::postgres::describe;
 use crate::router::RuleConfig;
 use crate::telemetry;
+use crate::throwaway::redis::Server as Redis;
 use crate::throwaway::{Options, Throwaway};
 
 /// Arguments.
@@ -23,10 +25,12 @@ use crate::throwaway::{Options, Throwaway};
     after_help = "Examples:
   walcast demo
   walcast demo --vms 5000 --seconds 60 --rate 200
+  walcast demo --nodes 3
   walcast demo --database-url postgres://postgres@localhost/scratch --json
 
 Without --database-url it starts a throwaway Postgres. With one it makes and removes the schemas
-walcast and walcast_demo there. Exits 0 only if nothing was missed and nothing came twice."
+walcast and walcast_demo there. With several brokers each VM waits on one of them, and on the next one
+after a cut. Exits 0 only if nothing was missed and nothing came twice."
 )]
 pub struct Args {
     /// Simulated VMs; a third each waits by long-poll, SSE and WebSocket
@@ -38,6 +42,8 @@ pub struct Args {
     /// Assignments a second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
+    #[command(flatten)]
+    nodes: NodesFlag,
     #[command(flatten)]
     source: SourceFlag,
     /// Print the result as one line of JSON
@@ -61,7 +67,8 @@ struct Rules {
 pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let log = telemetry::Config { level: "error".to_owned(), ..telemetry::Config::default() };
     telemetry::init(&log).map_err(|error| Failure::new(exit::OTHER, error))?;
-    check_file_limit(args.vms)?;
+    check_file_limit(args.vms, args.nodes.nodes)?;
+    let redis = args.nodes.redis().await?;
     let display = Display::new();
     let (server, url) = match &args.database_url {
         Some(url) => (None, url.clone()),
@@ -72,7 +79,7 @@ pub async fn run(args: &Args, out: &mut impl Write, stop: impl Future<Output = (
             (Some(server), url)
         }
     };
-    let ended = with_database(args, &url, server.as_ref(), &display, stop).await;
+    let ended = with_database(args, &url, server.as_ref(), redis, &display, stop).await;
     display.clear();
     // Blocks until the server is gone.
     let _ = tokio::task::spawn_blocking(move || drop(server)).await;
@@ -93,6 +100,7 @@ async fn with_database(
     args: &Args,
     url: &str,
     server: Option<&Throwaway>,
+    redis: Option<Redis>,
     display: &Display,
     stop: impl Future<Output = ()>,
 ) -> Result<super::Report, Failure> {
@@ -107,7 +115,8 @@ async fn with_database(
     if server.is_none() {
         refuse_if_in_use(&config).await?;
     }
-    let ended = with_broker(args, url, &config, server.is_none(), display, stop.shared()).await;
+    let place = Place { url, redis, foreign: server.is_none() };
+    let ended = with_brokers(args, place, &config, display, stop.shared()).await;
     if server.is_none() {
         // Also after a failure: what was made is removed, and the first error is the one to tell.
         let cleaned = async {
@@ -120,11 +129,18 @@ async fn with_database(
     ended
 }
 
-async fn with_broker(
-    args: &Args,
-    url: &str,
-    config: &Config,
+/// Where it happens.
+struct Place<'a> {
+    url: &'a str,
+    redis: Option<Redis>,
+    /// The database is somebody's.
     foreign: bool,
+}
+
+async fn with_brokers(
+    args: &Args,
+    Place { url, redis, foreign }: Place<'_>,
+    config: &Config,
     display: &Display,
     stop: impl Future<Output = ()> + Clone,
 ) -> Result<super::Report, Failure> {
@@ -133,12 +149,13 @@ async fn with_broker(
     // A demo ends by itself and removes its slot, so a server without a bound on WAL is fine.
     unless_stopped(stop.clone(), local::set_up(config, foreign)).await?;
     display.say("starting the broker");
-    let node = unless_stopped(stop.clone(), local::start(config.clone())).await?;
-    let broker = format!("http://{}", node.http);
+    let configs = std::iter::repeat_n(config.clone(), args.nodes.nodes.into());
+    let brokers = unless_stopped(stop.clone(), Brokers::start(configs, redis)).await?;
+    let urls: Vec<String> = brokers.nodes().iter().map(|node| format!("http://{}", node.http)).collect();
     let plan = Plan { vms: args.vms, duration: Duration::from_secs(args.seconds), rate: args.rate };
     display.say("booting VMs");
-    let report = super::run(plan, &broker, url, display, stop).await;
-    let stopped = node.join(std::future::ready(())).await;
+    let report = super::run(plan, &urls, url, display, stop).await;
+    let stopped = brokers.join(std::future::ready(())).await;
     let report = report?;
     stopped.map_err(|error| Failure::of_node("the built-in rule", &error))?;
     Ok(report)
@@ -176,15 +193,17 @@ async fn refuse_if_in_use(config: &Config) -> Result<(), Failure> {
 }
 
 /// Each VM holds a socket at both ends, in this one process.
-fn check_file_limit(vms: u32) -> Result<(), Failure> {
-    const OTHERS: u64 = 100;
-    let needed = 2 * u64::from(vms) + OTHERS;
+fn check_file_limit(vms: u32, nodes: u16) -> Result<(), Failure> {
+    const OTHERS: u64 = 80;
+    const NODE: u64 = 20;
+    let others = OTHERS + NODE * u64::from(nodes);
+    let needed = 2 * u64::from(vms) + others;
     let limit = rlimit::increase_nofile_limit(needed)
         .map_err(|error| Failure::new(exit::OTHER, format!("the limit on open files: {error}")))?;
     if limit >= needed {
         return Ok(());
     }
-    let possible = limit.saturating_sub(OTHERS) / 2;
+    let possible = limit.saturating_sub(others) / 2;
     let message = format!(
         "{vms} VMs need {needed} open files and the limit is {limit}: at most --vms {possible}, or raise `ulimit -Hn`"
     );

@@ -1,6 +1,7 @@
 //! The simulated VMs: each a client of its own, waiting for its own topic.
 //!
-//! A VM that loses its connection comes back with its cursor, as a real one would.
+//! A VM that loses its connection comes back with its cursor, as a real one would; to the next broker, where there are
+//! several.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,11 +29,16 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts `vms` VMs, in equal shares over the transports, all from `start` on.
+    /// Starts `vms` VMs, in equal shares over the transports and the brokers, all from `start` on.
     ///
     /// # Errors
-    /// The broker's URL cannot be used.
-    pub fn boot(vms: u32, broker_url: &str, start: After, ledger: &Arc<Ledger>) -> Result<Self, Failure> {
+    /// A broker's URL cannot be used.
+    pub fn boot(
+        vms: u32,
+        broker_urls: &[String],
+        start: After,
+        ledger: &Arc<Ledger>,
+    ) -> Result<Self, Failure> {
         let booting = Arc::new(Semaphore::new(BOOTING_MAX));
         let mut tasks = JoinSet::new();
         for (number, transport) in (0..vms).zip(Transport::ALL.into_iter().cycle()) {
@@ -41,11 +47,15 @@ impl Fleet {
                 .map_err(|error| Failure::new(exit::OTHER, format!("vm/{name}: {error}")))?;
             let mut request = EventsRequest::new([topic]).after(start);
             request.client = Some(name);
+            // Its own, as on a machine of its own: nothing is shared with other VMs.
+            let clients: Result<Vec<Client>, Error> =
+                broker_urls.iter().map(|url| Client::new(url)).collect();
             let vm = Vm {
                 number,
                 transport,
-                // Its own, as on a machine of its own: nothing is shared with other VMs.
-                client: Client::new(broker_url)?,
+                clients: clients?,
+                // By threes, so that each broker has all transports.
+                broker: number as usize / Transport::ALL.len() % broker_urls.len().max(1),
                 subscription: Subscription::new(request),
                 ledger: Arc::clone(ledger),
             };
@@ -64,7 +74,9 @@ struct Row {
 struct Vm {
     number: u32,
     transport: Transport,
-    client: Client,
+    clients: Vec<Client>,
+    /// Which of them it waits on.
+    broker: usize,
     subscription: Subscription,
     ledger: Arc<Ledger>,
 }
@@ -79,6 +91,7 @@ impl Vm {
                     None
                 }
             };
+            self.broker = (self.broker + 1) % self.clients.len();
             let longest = pause.unwrap_or(RETRY_MAX).min(RETRY_MAX);
             sleep(longest.mul_f64(rand::random_range(0.2..1.0))).await;
         }
@@ -91,7 +104,7 @@ impl Vm {
         if self.transport == Transport::Poll {
             self.first_poll().await?;
         }
-        let mut stream = self.client.resume(self.transport, self.subscription.clone()).await?;
+        let mut stream = self.client().resume(self.transport, self.subscription.clone()).await?;
         drop(permit);
         let ledger = Arc::clone(&self.ledger);
         let _waiting = ledger.wait();
@@ -108,11 +121,15 @@ impl Vm {
         }
     }
 
+    fn client(&self) -> &Client {
+        &self.clients[self.broker]
+    }
+
     /// Opens the connection, so that the first wait does not pay for it.
     async fn first_poll(&mut self) -> Result<(), Error> {
         let mut request = self.subscription.request();
         request.wait = Some(Duration::ZERO);
-        let reply = self.client.poll(&request).await?;
+        let reply = self.client().poll(&request).await?;
         reply.events.iter().for_each(|event| self.receive(event));
         request.wait = None;
         self.subscription = Subscription::new(request.after(After::Cursor(reply.cursor)));
@@ -122,7 +139,29 @@ impl Vm {
     fn receive(&self, event: &Event) {
         let now = Instant::now();
         if let Ok(Row { pin: Some(pin) }) = serde_json::from_str(event.data.get()) {
-            self.ledger.received(self.number, pin, now);
+            self.ledger.received(self.number, pin, now, self.broker);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_vm_goes_from_a_broker_that_is_gone_to_the_next() {
+        let leaving = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gone = leaving.local_addr().unwrap();
+        drop(leaving);
+        let urls = [gone, there.local_addr().unwrap()].map(|address| format!("http://{address}"));
+        let ledger = Arc::new(Ledger::new(1, 2));
+        let _fleet = Fleet::boot(1, &urls, After::Now, &ledger).unwrap();
+        let came = tokio::time::timeout(Duration::from_secs(60), there.accept()).await;
+        came.unwrap().unwrap();
+        let error = ledger.last_error().unwrap();
+        assert!(error.contains(&gone.to_string()), "{error}");
     }
 }

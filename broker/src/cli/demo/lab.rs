@@ -149,7 +149,7 @@ mod tests {
         let url = server.url("postgres");
         prepare(&url, 3).await.unwrap();
         prepare(&url, 2).await.unwrap();
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, 1);
         let mut lab = Lab::connect(&url).await.unwrap();
         lab.assign(1, 4711, &ledger).await.unwrap();
         assert_eq!(ledger.outstanding(), 1);

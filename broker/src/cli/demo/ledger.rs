@@ -20,6 +20,8 @@ pub struct Ledger {
     waiting: AtomicU32,
     assigned: AtomicU64,
     delivered: AtomicU64,
+    /// Of those, by the broker that sent them.
+    delivered_by: Vec<AtomicU64>,
     duplicates: AtomicU64,
     resets: AtomicU64,
     connections: AtomicU32,
@@ -40,14 +42,15 @@ impl Drop for Waiting<'_> {
 }
 
 impl Ledger {
-    /// Empty accounts of `vms` VMs.
+    /// Empty accounts of `vms` VMs on so many brokers.
     #[must_use]
-    pub fn new(vms: u32) -> Self {
+    pub fn new(vms: u32, brokers: usize) -> Self {
         Self {
             outstanding: (0..vms).map(|_| Mutex::default()).collect(),
             waiting: AtomicU32::new(0),
             assigned: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            delivered_by: (0..brokers).map(|_| AtomicU64::new(0)).collect(),
             duplicates: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             connections: AtomicU32::new(0),
@@ -71,12 +74,15 @@ impl Ledger {
         }
     }
 
-    /// An event with `pin` arrived at `vm` at `at`.
-    pub fn received(&self, vm: u32, pin: i64, at: Instant) {
+    /// An event with `pin` arrived at `vm` at `at`, from the broker of this number.
+    pub fn received(&self, vm: u32, pin: i64, at: Instant, broker: usize) {
         let entry = self.outstanding.get(vm as usize).and_then(|account| account.lock().remove(&pin));
         match entry {
             Some(asked) => {
                 self.delivered.fetch_add(1, Relaxed);
+                if let Some(delivered) = self.delivered_by.get(broker) {
+                    delivered.fetch_add(1, Relaxed);
+                }
                 let us = at.saturating_duration_since(asked).as_micros();
                 self.latency.lock().saturating_record(u64::try_from(us).unwrap_or(u64::MAX));
             }
@@ -159,6 +165,10 @@ impl Ledger {
             vms: self.vms(),
             assigned: self.assigned.load(Relaxed),
             delivered: self.delivered(),
+            delivered_by_node: match &self.delivered_by[..] {
+                [] | [_] => Vec::new(),
+                several => several.iter().map(|delivered| delivered.load(Relaxed)).collect(),
+            },
             missed: self.outstanding(),
             duplicates: self.duplicates.load(Relaxed),
             latency_ms: Latency::of(&self.latency.lock()),
@@ -204,6 +214,9 @@ pub struct Report {
     pub assigned: u64,
     /// Of those, arrived.
     pub delivered: u64,
+    /// Of those, by broker, the leader first. Empty where there is one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub delivered_by_node: Vec<u64>,
     /// Of those, not arrived.
     pub missed: u64,
     /// Events beyond the first of an assignment.
@@ -240,6 +253,10 @@ impl fmt::Display for Report {
             self.postgres_connections,
             self.vms
         )?;
+        if let [leader, edges @ ..] = &self.delivered_by_node[..] {
+            let edges: Vec<String> = edges.iter().map(u64::to_string).collect();
+            write!(f, "; delivered by the leader {leader}, by edges {}", edges.join(", "))?;
+        }
         if self.resets > 0 {
             write!(f, "; {} VMs were told that events may be missing", self.resets)?;
         }
@@ -255,16 +272,16 @@ mod tests {
 
     #[test]
     fn every_event_finds_its_assignment_once() {
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, 1);
         let asked = Instant::now();
         ledger.assigned(0, 1, asked);
         ledger.assigned(1, 2, asked);
         ledger.assigned(1, 3, asked);
-        ledger.received(0, 1, asked + Duration::from_millis(4));
-        ledger.received(1, 2, asked + Duration::from_millis(2));
+        ledger.received(0, 1, asked + Duration::from_millis(4), 0);
+        ledger.received(1, 2, asked + Duration::from_millis(2), 0);
         assert_eq!(ledger.outstanding(), 1);
-        ledger.received(1, 2, asked);
-        ledger.received(0, 3, asked);
+        ledger.received(1, 2, asked, 0);
+        ledger.received(0, 3, asked, 0);
         ledger.connections(4);
         ledger.connections(3);
 
@@ -277,13 +294,27 @@ mod tests {
         });
         assert_eq!(json, expected);
 
-        ledger.received(1, 3, asked);
+        ledger.received(1, 3, asked, 0);
         assert_eq!(ledger.report().missed, 0);
     }
 
     #[test]
+    fn several_brokers_are_told_apart() {
+        let ledger = Ledger::new(1, 2);
+        let now = Instant::now();
+        for (pin, broker) in [(1, 1), (2, 0), (3, 1)] {
+            ledger.assigned(0, pin, now);
+            ledger.received(0, pin, now, broker);
+        }
+        ledger.received(0, 3, now, 0);
+        let report = ledger.report();
+        assert_eq!((&report.delivered_by_node[..], report.duplicates), (&[1, 2][..], 1));
+        assert!(report.to_string().contains("delivered by the leader 1, by edges 2"), "{report}");
+    }
+
+    #[test]
     fn waiting_counts_those_who_wait_now() {
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, 1);
         let one = ledger.wait();
         let other = ledger.wait();
         assert_eq!(ledger.waiting(), 2);

@@ -1,7 +1,7 @@
 //! `walcast demo`: a lab of simulated VMs that wait for their assignment, and an allocator that assigns
 //! them by plain `UPDATE`.
 //!
-//! It needs a broker's URL and a database's, nothing else of either, and it believes neither: what was
+//! It needs the brokers' URLs and a database's, nothing else of either, and it believes neither: what was
 //! delivered is checked against what was committed.
 
 use std::future::Future;
@@ -46,25 +46,25 @@ pub struct Plan {
     pub rate: u32,
 }
 
-/// Runs the lab against a broker that serves [`lab::RULE`] and a database that [`lab::prepare`] prepared,
-/// until the plan's end or `stop`, and says what came of it.
+/// Runs the lab against brokers that serve [`lab::RULE`], the first of which leads, and a database that
+/// [`lab::prepare`] prepared, until the plan's end or `stop`, and says what came of it.
 ///
 /// # Errors
-/// The broker or the database cannot be used. Missed and duplicate events are no error but in the report.
+/// A broker or the database cannot be used. Missed and duplicate events are no error but in the report.
 pub async fn run(
     plan: Plan,
-    broker_url: &str,
+    broker_urls: &[String],
     database_url: &str,
     display: &Display,
     stop: impl Future<Output = ()>,
 ) -> Result<Report, Failure> {
-    let ledger = Arc::new(Ledger::new(plan.vms));
+    let ledger = Arc::new(Ledger::new(plan.vms, broker_urls.len()));
     let mut observer = Observer::connect(database_url).await?;
     let mut stop = pin!(stop);
     let work = async {
         let mut lab = Lab::connect(database_url).await?;
-        let start = start(broker_url).await?;
-        let _fleet = Fleet::boot(plan.vms, broker_url, start, &ledger)?;
+        let start = start(broker_urls).await?;
+        let _fleet = Fleet::boot(plan.vms, broker_urls, start, &ledger)?;
         tokio::select! {
             booted = all_waiting(&ledger) => booted?,
             () = stop.as_mut() => return Ok(()),
@@ -83,12 +83,15 @@ pub async fn run(
 }
 
 /// Where every VM starts, so that what is assigned while it boots is not missed.
-async fn start(broker_url: &str) -> Result<After, Failure> {
+async fn start(broker_urls: &[String]) -> Result<After, Failure> {
+    let Some(leader) = broker_urls.first() else {
+        return Err(Failure::new(exit::OTHER, "there is no broker"));
+    };
     let topic = TopicPattern::new(lab::TOPICS)
         .map_err(|error| Failure::new(exit::OTHER, format!("{}: {error}", lab::TOPICS)))?;
     let mut request = EventsRequest::new([topic]).after(After::Now);
     request.wait = Some(Duration::ZERO);
-    Ok(After::Cursor(Client::new(broker_url)?.poll(&request).await?.cursor))
+    Ok(After::Cursor(Client::new(leader)?.poll(&request).await?.cursor))
 }
 
 async fn all_waiting(ledger: &Ledger) -> Result<(), Failure> {

@@ -4,12 +4,14 @@
 //! - a test of the process, its settings or its life: [`serving`] is `walcast serve`, [`process`] any command
 //! - a test that changes a server, crashes it or counts its slots: [`server`] makes one for it alone,
 //!   [`pooler`] what may stand in front of it
+//! - a test of several brokers behind one address: [`balancer`]
 //! - a test of the HTTP side: [`edge`] is a hub fed by hand, [`plain`] a client that shows every byte
 //! - a test of faults: [`proxy`] is a link that fails, [`crowd`] writes down what many saw, for the judge
 //! - a test of decoding and seeding without a broker: [`database`]
 //!
 //! Nothing sleeps to let something happen: [`wait`] for a condition, whose limit only a broken broker reaches.
 
+pub(crate) mod balancer;
 pub(crate) mod broker;
 pub(crate) mod crowd;
 pub(crate) mod database;

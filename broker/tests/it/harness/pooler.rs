@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio_postgres::{Client, NoTls};
 use walcast::postgres::Target;
 
+use super::process::program;
 use super::server::{ADMIN, Server, target};
 use super::wait::until;
 
@@ -18,8 +19,6 @@ use super::wait::until;
 pub(crate) const SERVER_SESSIONS: usize = 2;
 /// It listens on a socket in a directory of its own, so the number only names that.
 const PORT: u16 = 6432;
-/// Where distributions keep it, which is not on everybody's path.
-const ELSEWHERE: &str = "/usr/sbin";
 /// Ends it when our end of standard input closes, however we end.
 const SCRIPT: &str = r#""$0" pgbouncer.ini & read -r _; kill -KILL $!"#;
 
@@ -45,7 +44,7 @@ impl Pooler {
         fs::write(directory.join("pgbouncer.ini"), settings(&directory, server.port, more)).unwrap();
         let log = fs::File::create(directory.join("log")).unwrap();
         let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", SCRIPT]).arg(program()).current_dir(&directory).process_group(0);
+        shell.args(["-c", SCRIPT]).arg(program("pgbouncer")).current_dir(&directory).process_group(0);
         shell.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
         if owner.uid() != fs::metadata("/proc/self").unwrap().uid() {
             shell.uid(owner.uid()).gid(owner.gid());
@@ -141,13 +140,4 @@ max_client_conn = 100
 {more}
 "
     )
-}
-
-fn program() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain([PathBuf::from(ELSEWHERE)])
-        .map(|directory| directory.join("pgbouncer"))
-        .find(|program| program.is_file());
-    found.unwrap_or_else(|| panic!("pgbouncer is not installed: run scripts/setup"))
 }

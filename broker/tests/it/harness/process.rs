@@ -24,6 +24,16 @@ pub(crate) fn walcast(args: &[&str]) -> Command {
     command
 }
 
+/// A program of the machine's, also from where distributions keep what is not on everybody's path.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not installed: run scripts/setup"))
+}
+
 /// A configuration file; `name` is unique among all tests.
 pub(crate) fn file(name: &str, text: &str) -> String {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
