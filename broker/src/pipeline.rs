@@ -22,6 +22,7 @@ use crate::router::{Router, Routing};
 use crate::source::{Retry, Source, SourceError, SourceKind};
 
 pub mod fleet;
+pub mod roll;
 
 use fleet::Lead;
 
