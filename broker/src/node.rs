@@ -126,6 +126,8 @@ struct Parts {
     drain: CancellationToken,
     /// The last of them has gone.
     clients_gone: CancellationToken,
+    /// Other nodes are not told any more that somebody waits here.
+    signed_off: CancellationToken,
     /// Ends what operators see; last.
     end: CancellationToken,
 }
@@ -165,6 +167,7 @@ impl Node {
             released: CancellationToken::new(),
             drain: CancellationToken::new(),
             clients_gone: CancellationToken::new(),
+            signed_off: CancellationToken::new(),
             end: CancellationToken::new(),
             config,
         });
@@ -188,9 +191,11 @@ impl Node {
         });
         node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
         if let Some((listener, _)) = http {
-            node.spawn("http", serve(&parts, listener));
+            let others = fleet::others(&mut node)?;
+            node.spawn("http", serve(&parts, listener, others));
         } else {
             parts.clients_gone.cancel();
+            parts.signed_off.cancel();
         }
         node.spawn("admin", {
             let router = admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), metrics);
@@ -272,6 +277,8 @@ impl Node {
         if tokio::time::timeout(GRACE, parts.clients_gone.cancelled()).await.is_err() {
             tracing::warn!("clients were still connected after {} s; cutting them off", GRACE.as_secs());
         }
+        // It takes two seconds at most, mostly while clients leave.
+        parts.signed_off.cancelled().await;
         parts.end.cancel();
         if tokio::time::timeout(GOODBYE, parts.companion.close()).await.is_err() {
             parts.companion.cut();
@@ -302,12 +309,13 @@ async fn first_failure(
 fn serve(
     parts: &Arc<Parts>,
     listener: TcpListener,
+    others: Arc<dyn transport::Others>,
 ) -> impl Future<Output = Result<(), NodeError>> + Send + 'static {
     let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
     let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
     let away = parts.health.away();
     let config = parts.config.http.clone();
-    let serving = transport::serve(listener, config, hub, publisher, drain, away);
+    let serving = transport::serve(listener, config, hub, publisher, others, drain, away);
     let gone = parts.clients_gone.clone().drop_guard();
     async move {
         let _gone = gone;

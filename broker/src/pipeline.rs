@@ -25,6 +25,7 @@ use crate::source::{Retry, Source, SourceError, SourceKind};
 const SAY_MAX: Duration = Duration::from_secs(2);
 
 pub mod fleet;
+pub mod roll;
 
 use fleet::Lead;
 

@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
     time("source.lease", config.source.lease, "1s", "5m")?;
     size("source.seed_bytes_per_second", config.source.seed_bytes_per_second, KIB, u64::MAX)?;
     redis(config)?;
+    node_name(config)?;
     size("history.asked_bytes", history.asked_bytes, MIB, u64::MAX)?;
     size("replay.wal_bytes", config.replay.wal_bytes, 0, u64::MAX)?;
     size("router.event_bytes_max", config.router.event_bytes_max, KIB, 64 * MIB)?;
@@ -76,6 +77,17 @@ fn redis(config: &Config) -> Result<(), Broken> {
         cause: error.to_string(),
         remedy: "write it as redis://user:password@host:6379, or rediss:// for TLS".into(),
     })
+}
+
+/// It is for people, in answers.
+fn node_name(config: &Config) -> Result<(), Broken> {
+    let fits = |name: &str| (1..=128).contains(&name.chars().count()) && !name.contains(char::is_control);
+    match &config.node.name {
+        Some(name) if !fits(name) => {
+            Err(unusable("node.name", name, "1 to 128 characters, none of them control characters"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Only how it is written: what it leaves out may come from elsewhere.

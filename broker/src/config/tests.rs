@@ -119,6 +119,7 @@ fn mistakes_name_origin_key_cause_and_remedy() {
     check("[history]\nbytes = '1GB'", &[], &["history.bytes: ", "\"1GB\"", "1GiB"]);
     check("[history]\nbytes = 1", &[], &["history.bytes: 1 is out of range"]);
     check("[source]\ndelivery = 'slow'", &[], &["source.delivery: ", "`visible`"]);
+    check("[node]\nname = ''", &[], &["node.name: ", "128 characters"]);
     check("[source]\nslot = 'Wal-cast'", &[], &["source.slot: ", "lower-case"]);
     check("[log]\nlevel = 'loud!'", &[], &["log.level: ", "info"]);
     check("[[table]]\nname = 'public.vms'", &[], &["table", "missing field `topic`", "add it"]);

@@ -13,6 +13,7 @@ pub mod page;
 mod registry;
 pub mod relay;
 mod retained;
+pub mod roll;
 mod subscription;
 mod withdrawn;
 
@@ -34,6 +35,7 @@ use self::page::Remark;
 use self::registry::Registry;
 use self::relay::Relay;
 use self::retained::{Filling, Retained, Verdict};
+use self::roll::Roll;
 pub use self::subscription::{CurrentValues, Delivery, From, Subscription};
 use self::withdrawn::Withdrawn;
 use crate::event::{Batch, Effect, Entry, Event, Note, State};
@@ -337,6 +339,12 @@ impl Hub {
     #[must_use]
     pub fn outdated(&self) -> Vec<Arc<str>> {
         self.inner.lock().retained.outdated()
+    }
+
+    /// Who waits, with all that is needed to tell who waits for what is `asked`.
+    #[must_use]
+    pub fn roll(&self, asked: &[TopicPattern]) -> Roll {
+        self.inner.lock().registry.roll(asked)
     }
 
     /// The hub in figures.

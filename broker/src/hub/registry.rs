@@ -8,6 +8,8 @@ use std::task::Waker;
 use slab::Slab;
 use walcast_wire::{Position, Topic, TopicPattern};
 
+use super::roll::{Look, Name, Names, Roll};
+
 /// Names a waiter while its subscription lives.
 pub(super) type WaiterId = usize;
 
@@ -26,6 +28,7 @@ pub(super) struct Registry {
     waiters: Slab<Waiter>,
     exact: HashMap<Topic, Waiters>,
     patterns: Node,
+    names: Names,
 }
 
 /// Who waits for one topic: nearly always one, who needs no list.
@@ -54,6 +57,13 @@ impl Waiters {
                 many.remove(&id);
                 many.is_empty()
             }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(many) => many.len(),
         }
     }
 
@@ -137,6 +147,21 @@ impl Node {
             node.find(segments, found);
         }
     }
+
+    /// Counts who waits for each pattern; `path` leads here. Whether to go on.
+    fn count(&self, path: &str, look: &mut Look) -> bool {
+        let below = |segment: &str| match path {
+            "" => segment.to_owned(),
+            path => format!("{path}/{segment}"),
+        };
+        let mut count = |pattern: &str, waiters: &BTreeSet<WaiterId>| {
+            waiters.is_empty() || look.count(|| TopicPattern::new(pattern).ok(), waiters.len())
+        };
+        count(path, &self.here)
+            && count(&below("**"), &self.rest)
+            && self.any.as_ref().is_none_or(|node| node.count(&below("*"), look))
+            && self.named.iter().all(|(name, node)| node.count(&below(name), look))
+    }
 }
 
 impl Registry {
@@ -155,6 +180,14 @@ impl Registry {
                 None => self.patterns.insert(topic.as_str(), id),
             }
         }
+        self.names.listen(id, topics);
+    }
+
+    /// Gives a waiter that waits for `topics` a name.
+    pub(super) fn name(&mut self, id: WaiterId, name: Name, topics: &[TopicPattern]) {
+        if self.waiters.contains(id) {
+            self.names.add(id, name, topics);
+        }
     }
 
     pub(super) fn unlisten(&mut self, id: WaiterId, topics: &[TopicPattern]) {
@@ -167,10 +200,12 @@ impl Registry {
                 self.exact.remove(topic.as_str());
             }
         }
+        self.names.unlisten(id, topics);
     }
 
     pub(super) fn remove(&mut self, id: WaiterId, topics: &[TopicPattern]) {
         self.unlisten(id, topics);
+        self.names.remove(id);
         self.waiters.try_remove(id);
     }
 
@@ -184,6 +219,25 @@ impl Registry {
 
     pub(super) fn topics(&self) -> usize {
         self.exact.len()
+    }
+
+    /// Who waits, with all that is needed to tell who waits for what is `asked`.
+    pub(super) fn roll(&self, asked: &[TopicPattern]) -> Roll {
+        let mut look = Look::new(self.len());
+        if asked.iter().all(|asked| asked.as_topic().is_some()) {
+            for asked in asked {
+                if let Some(waiters) = self.exact.get(asked.as_str()) {
+                    look.count(|| Some(asked.clone()), waiters.len());
+                }
+            }
+            let _ = asked.is_empty() || self.patterns.count("", &mut look);
+        } else if self.patterns.count("", &mut look) {
+            let mut all = self.exact.iter();
+            while let Some((topic, waiters)) = all.next()
+                && look.count(|| Some(topic.clone().into()), waiters.len())
+            {}
+        }
+        look.finish(&self.names)
     }
 
     /// Notes that an event at `position` concerns those who wait for `topic`; collects whom to wake.

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use walcast_wire::{Cursor, Epoch, Position, Reset, ResetReason, Topic, TopicPattern};
 
 use super::registry::{Waiter, WaiterId};
+use super::roll::Name;
 use super::{Encoded, Encoder, Hub, Inner, SubscribeError};
 use crate::event::Event;
 use crate::sabotage::{Fault, sabotaged};
@@ -224,6 +225,11 @@ impl Subscription {
     #[must_use]
     pub fn topics(&self) -> &[TopicPattern] {
         &self.topics
+    }
+
+    /// Is called so from now on, where people look.
+    pub fn name(&self, name: Name) {
+        self.hub.inner.lock().registry.name(self.id, name, &self.topics);
     }
 
     /// Joins `other`, if both have handed out everything up to the head; else gives it back.

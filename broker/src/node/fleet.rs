@@ -4,12 +4,20 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 use super::{Node, NodeError};
 use crate::health::Part;
 use crate::hub::Lane;
+use crate::hub::roll::Elsewhere;
 use crate::pipeline::fleet::{self, Carrier, Fleet, Lead};
+use crate::pipeline::roll::{Asking, Herald};
+use crate::transport::Others;
+
+/// Where the system says what the machine is called.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// `[node]`: what this broker is there for.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -17,6 +25,16 @@ use crate::pipeline::fleet::{self, Carrier, Fleet, Lead};
 pub struct Config {
     /// What it does among others.
     pub role: Role,
+    /// How it calls itself where people look; `None`: as the machine is called.
+    pub name: Option<String>,
+}
+
+impl Config {
+    fn name(&self) -> String {
+        let host = || std::fs::read_to_string(HOST_NAME).ok().map(|name| name.trim().to_owned());
+        let name = self.name.clone().or_else(host).filter(|name| !name.is_empty());
+        name.unwrap_or_else(|| format!("node-{:08x}", rand::random::<u32>()))
+    }
 }
 
 /// What a broker does among others.
@@ -91,4 +109,43 @@ pub(super) fn spawn(node: &mut Node) -> Result<Option<Lead>, NodeError> {
         Ok(())
     });
     Ok(Some(lead))
+}
+
+/// What this node knows of who waits at others.
+struct Known {
+    name: String,
+    /// None: it is alone.
+    asking: Option<Asking>,
+}
+
+impl Others for Known {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn elsewhere(&self) -> BoxFuture<'_, Arc<Elsewhere>> {
+        match &self.asking {
+            Some(asking) => asking.elsewhere().boxed(),
+            None => std::future::ready(Arc::default()).boxed(),
+        }
+    }
+}
+
+/// Starts to tell others who waits here; by what they are asked.
+pub(super) fn others(node: &mut Node) -> Result<Arc<dyn Others>, NodeError> {
+    let parts = Arc::clone(&node.parts);
+    let (redis, name) = (&parts.config.redis, parts.config.node.name());
+    let signed_off = parts.signed_off.clone().drop_guard();
+    if redis.url.is_none() {
+        return Ok(Arc::new(Known { name, asking: None }));
+    }
+    let source = &parts.config.source.slot;
+    let (herald, asking) = Herald::new(redis, source, Arc::clone(&parts.hub), name.clone())?;
+    let drain = parts.drain.clone();
+    node.spawn("roll", async move {
+        let _signed_off = signed_off;
+        herald.run(drain).await;
+        Ok(())
+    });
+    Ok(Arc::new(Known { name, asking: Some(asking) }))
 }

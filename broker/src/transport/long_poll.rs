@@ -8,11 +8,11 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use tokio::time::Sleep;
 use walcast_wire::Cursor;
 
-use super::App;
 use super::problem::{Refusal, retry_after};
 use super::query::Ask;
 use super::reply::{Reply, streamed};
 use super::session::{Page, Session};
+use super::{App, waiters};
 use crate::hub::Encoded;
 
 /// Carries the cursor where no JSON is parsed.
@@ -35,7 +35,7 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) fn begin(app: &App, ask: Ask) -> Result<Self, Refusal> {
         let late = tokio::time::sleep(ask.wait.unwrap_or(app.config.wait_default));
-        let session = Session::open(app, ask.topics, ask.after)?;
+        let session = Session::open(app, ask.topics, ask.after, waiters::name(ask.client, "poll"))?;
         Ok(Self { session, late: Box::pin(late), limit: ask.limit })
     }
 

@@ -38,10 +38,12 @@ mod reply;
 mod session;
 mod sse;
 mod state;
+mod waiters;
 mod websocket;
 
 use problem::Refusal;
 pub use publish::{PublishError, Published, Publisher};
+pub use waiters::Others;
 
 /// The public listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +119,7 @@ struct App {
     config: Config,
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
+    others: Arc<dyn Others>,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
 }
@@ -163,6 +166,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(websocket::ws))
         .routes(routes!(state::state))
         .routes(routes!(publish::publish))
+        .routes(routes!(waiters::waiters))
         .routes(routes!(openapi::openapi))
 }
 
@@ -175,12 +179,13 @@ pub async fn serve(
     config: Config,
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
+    others: Arc<dyn Others>,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
 ) {
     let mut limits = config.limits();
     limits.connections_max = listen::connections_possible(limits.connections_max);
-    let app = Arc::new(App { config, hub, publisher, drain: drain.clone(), away });
+    let app = Arc::new(App { config, hub, publisher, others, drain: drain.clone(), away });
     let front = Arc::new(driver::Front { router: router(Arc::clone(&app)), app: Arc::clone(&app) });
     let serving = listen::serve(listener, front, limits, drain);
     tokio::select! {

@@ -178,7 +178,7 @@ mod tests {
         assert!(doc["openapi"].as_str().unwrap().starts_with("3.1."), "{}", doc["openapi"]);
         assert_eq!(
             members(&doc["paths"]),
-            ["/v1/events", "/v1/openapi.json", "/v1/publish", "/v1/state/{topic}", "/v1/ws"]
+            ["/v1/events", "/v1/openapi.json", "/v1/publish", "/v1/state/{topic}", "/v1/waiters", "/v1/ws"]
         );
         for (path, item) in doc["paths"].as_object().unwrap() {
             for (method, call) in item.as_object().unwrap() {

@@ -8,6 +8,7 @@ use walcast_wire::{Cursor, ProblemCode, Reset, TopicPattern};
 use super::App;
 use super::problem::Refusal;
 use super::query::After;
+use crate::hub::roll::Name;
 use crate::hub::{CurrentValues, Delivery, Encoded, Subscription};
 
 /// Events taken from the hub at a time.
@@ -38,11 +39,20 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(super) fn open(app: &App, topics: Vec<TopicPattern>, after: Option<After>) -> Result<Self, Refusal> {
+    /// Begins to wait; under a name, where the client gave one.
+    pub(super) fn open(
+        app: &App,
+        topics: Vec<TopicPattern>,
+        after: Option<After>,
+        name: Option<Name>,
+    ) -> Result<Self, Refusal> {
         if *app.away.borrow() {
             return Err(Refusal::unavailable("another broker leads; ask again"));
         }
         let subscription = app.hub.subscribe(topics, After::start(after))?;
+        if let Some(name) = name {
+            subscription.name(name);
+        }
         let cursor = subscription.cursor();
         Ok(Self { subscription, reset: None, cursor })
     }

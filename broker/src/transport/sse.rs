@@ -15,13 +15,13 @@ use bytes::Bytes;
 use futures_util::stream;
 use walcast_wire::{Cursor, Reset};
 
-use super::App;
 use super::beat::Beat;
 use super::pieces::Pieces;
 use super::problem::Refusal;
 use super::query::Ask;
 use super::reply::streamed;
 use super::session::{Page, Session, units};
+use super::{App, waiters};
 use crate::hub::{CurrentValues, Encoded};
 
 /// Events encoded at a time; a slow client holds no more than this.
@@ -33,7 +33,7 @@ const PIECE: usize = 64;
 /// What time does not mend.
 pub(super) fn open(app: Arc<App>, ask: Ask) -> Result<Events, Refusal> {
     let mut start = Pieces::default();
-    let session = match Session::open(&app, ask.topics, ask.after) {
+    let session = match Session::open(&app, ask.topics, ask.after, waiters::name(ask.client, "sse")) {
         Ok(session) => {
             retry(&mut start, 1_000..3_000);
             Some(session)

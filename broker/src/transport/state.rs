@@ -17,7 +17,7 @@ use super::problem::Refusal;
 use super::query::{Ask, decode};
 use super::reply::Reply;
 use super::session::Session;
-use super::{App, Config};
+use super::{App, Config, waiters};
 use crate::hub::{Current, Encoded};
 
 /// What stands before the topic.
@@ -65,6 +65,7 @@ pub(super) struct Question {
     wait: Duration,
     /// What the client has: the values of `If-None-Match`.
     known: Vec<String>,
+    client: Option<Box<str>>,
 }
 
 pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Question, Refusal> {
@@ -73,27 +74,29 @@ pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Question, R
     let topic = Topic::new(&name)
         .map_err(|error| Refusal::new(ProblemCode::BadTopic, format!("{name:?}: {error}")))?;
     let known = request.words("if-none-match").map(str::to_owned).collect();
-    Ok(Question { topic, wait: ask.wait.unwrap_or_default(), known })
+    Ok(Question { topic, wait: ask.wait.unwrap_or_default(), known, client: ask.client })
 }
 
 /// A question that waits for its answer.
 pub(super) struct Wait {
-    question: Question,
+    topic: Topic,
+    known: Vec<String>,
     session: Session,
     late: Pin<Box<Sleep>>,
 }
 
 impl Wait {
     pub(super) fn begin(app: &App, question: Question) -> Result<Self, Refusal> {
+        let Question { topic, wait, known, client } = question;
         // Subscribed before the first look, so that no change between look and wait is missed.
-        let session = Session::open(app, vec![question.topic.clone().into()], None)?;
-        let late = Box::pin(tokio::time::sleep(question.wait));
-        Ok(Self { question, session, late })
+        let session = Session::open(app, vec![topic.clone().into()], None, waiters::name(client, "state"))?;
+        let late = Box::pin(tokio::time::sleep(wait));
+        Ok(Self { topic, known, session, late })
     }
 
     /// The answer, once there is one, or the time is up.
     pub(super) fn poll(&mut self, app: &App, cx: &mut Context<'_>) -> Poll<Result<Reply, Refusal>> {
-        let Question { topic, known, .. } = &self.question;
+        let (topic, known) = (&self.topic, &self.known[..]);
         if self.session.poll_settled(cx).is_ready() {
             // What is known is answered, however little time was given.
             loop {

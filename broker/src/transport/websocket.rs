@@ -28,7 +28,8 @@ use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::{After, Ask};
 use super::session::{Page, Session, units};
-use super::{App, Config};
+use super::{App, Config, waiters};
+use crate::hub::roll::Name;
 use crate::hub::{CurrentValues, Encoded, SubscribeError};
 use crate::listen::{House, Socket};
 
@@ -318,6 +319,8 @@ struct Connection<'a> {
     leave: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Which session is looked at first, so that a busy one does not keep another from catching up.
     first: usize,
+    /// What all its sessions are called; boxed, for most have no name.
+    name: Option<Box<Name>>,
 }
 
 impl<'a> Connection<'a> {
@@ -335,12 +338,14 @@ impl<'a> Connection<'a> {
             beat,
             pinged_at: None,
             first: 0,
+            name: None,
         }
     }
 
     async fn begin(&mut self, opening: Box<(Vec<Bytes>, Ask)>) -> Result<(), End> {
         let (opening, ask) = *opening;
         self.link.socket.send(&opening).await.map_err(|_| End::Gone)?;
+        self.name = waiters::name(ask.client, "ws").map(Box::new);
         if ask.topics.is_empty() { Ok(()) } else { self.subscribe(ask.topics, ask.after).await }
     }
 
@@ -486,7 +491,7 @@ impl<'a> Connection<'a> {
         if topics.is_empty() {
             return self.subscribed().await;
         }
-        match Session::open(&self.app, topics, after) {
+        match Session::open(&self.app, topics, after, self.name.as_deref().cloned()) {
             Ok(session) => {
                 // Nearly always the only one: a list makes room for four.
                 self.sessions.reserve_exact(1);

@@ -47,6 +47,7 @@ mod state;
 mod stop;
 mod streams;
 mod takeover;
+mod waiters;
 mod wal_retention;
 
 // Tests say `crate::broker`, wherever the harness keeps it.

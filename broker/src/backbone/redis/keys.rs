@@ -44,6 +44,16 @@ impl Keys {
         format!("{}{epoch}:state:new", self.base)
     }
 
+    /// The ids of all nodes that say who waits there.
+    pub(super) fn nodes(&self) -> String {
+        format!("{}nodes", self.base)
+    }
+
+    /// What the node of this id says.
+    pub(super) fn node(&self, id: &str) -> String {
+        format!("{}node:{id}", self.base)
+    }
+
     /// What channels begin with; the topic follows.
     pub(super) fn channels(&self) -> &str {
         &self.base
@@ -103,6 +113,8 @@ mod tests {
         assert_eq!(keys.meta(), "walcast:{orders}:meta");
         assert_eq!(keys.log(Epoch(0xAB)), "walcast:{orders}:00000000000000ab:log");
         assert_eq!(keys.state(Epoch(0xAB)), "walcast:{orders}:00000000000000ab:state");
+        assert_eq!(keys.nodes(), "walcast:{orders}:nodes");
+        assert_eq!(keys.node("1f"), "walcast:{orders}:node:1f");
         assert_eq!(keys.channels(), "walcast:{orders}:");
     }
 

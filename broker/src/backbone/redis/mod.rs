@@ -15,6 +15,7 @@ use walcast_wire::{Epoch, Position};
 
 pub use self::asker::Asker;
 pub use self::reader::Reader;
+pub use self::roll::{Book, STANDS};
 pub use self::writer::Writer;
 
 mod asker;
@@ -24,6 +25,7 @@ mod glob;
 mod keys;
 mod link;
 mod reader;
+mod roll;
 mod scripts;
 mod suit;
 mod target;

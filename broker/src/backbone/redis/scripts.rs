@@ -19,6 +19,10 @@ pub(super) static PUT: LazyLock<Script> = LazyLock::new(|| Script::new(include_s
 pub(super) static REPLACE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/replace.lua")));
 /// Reads values, and what holds of them.
 pub(super) static VALUES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/values.lua")));
+/// Says who waits at a node.
+pub(super) static ROLL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/roll.lua")));
+/// Reads what nodes have said of that.
+pub(super) static ROLLS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/rolls.lua")));
 
 /// What a script answers: a word, and what belongs to it.
 pub(super) type Said = Vec<Option<String>>;

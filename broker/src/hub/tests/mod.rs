@@ -12,6 +12,7 @@ use crate::event::{Commit, Outdated, Seeded, Snapshot};
 mod exact;
 mod follow;
 mod outdated;
+mod roll;
 mod values;
 
 fn hub(events: usize) -> Arc<Hub> {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
@@ -13,8 +14,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Seeded, Snapshot, State};
+use walcast::hub::roll::Elsewhere;
 use walcast::hub::{self, Hub};
-use walcast::transport::{self, Config, PublishError, Published, Publisher};
+use walcast::transport::{self, Config, Others, PublishError, Published, Publisher};
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
 use super::plain::Plain;
@@ -42,6 +44,19 @@ impl Publisher for Shelf {
             self.0.lock().push((topic.to_string(), data.get().to_owned(), key.map(str::to_owned)));
             Ok(Published { xid: Some(7), duplicate: false })
         })
+    }
+}
+
+/// A node that has no others.
+struct Alone;
+
+impl Others for Alone {
+    fn name(&self) -> &str {
+        "alone"
+    }
+
+    fn elsewhere(&self) -> BoxFuture<'_, Arc<Elsewhere>> {
+        std::future::ready(Arc::default()).boxed()
     }
 }
 
@@ -80,7 +95,7 @@ impl Edge {
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
         let away = watch::channel(false).1;
         let (theirs, end) = (Arc::clone(&hub), drain.clone());
-        let serving = transport::serve(listener, config, theirs, publisher, end, away);
+        let serving = transport::serve(listener, config, theirs, publisher, Arc::new(Alone), end, away);
         let served = tokio::spawn(serving);
         Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
     }

@@ -19,6 +19,7 @@ mod append;
 mod follow;
 mod form;
 mod loss;
+mod roll;
 mod suit;
 mod tls;
 mod values;

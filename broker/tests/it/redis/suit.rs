@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use walcast::backbone::redis::{Asker, Config, Reader, RedisError, Writer};
+use walcast::backbone::redis::{Asker, Book, Config, Reader, RedisError, Writer};
 use walcast::event::Fence;
 use walcast::hub::page::AllValues;
+use walcast::hub::roll::Roll;
 
 use super::{EPOCH, FENCE, Lab, SOURCE, at, begins, cursor, page, same, value};
 use crate::edge::Edge;
@@ -53,6 +54,12 @@ fn documented() -> (Vec<String>, Vec<String>) {
     words.partition(|word| !word.starts_with('+'))
 }
 
+/// The rights that it lists for one that never leads.
+fn of_an_edge() -> Vec<String> {
+    let (_, line) = OPERATIONS.split_once("For a broker with the role `edge`,\n`").unwrap();
+    line.split_once('`').unwrap().0.split(' ').map(str::to_owned).collect()
+}
+
 /// A user with these rights.
 async fn allow(lab: &Lab, head: &[String], rights: &[String]) {
     let mut words = head.iter().chain(rights);
@@ -90,10 +97,18 @@ async fn everything(lab: &Lab, values: &AllValues) -> Result<(), RedisError> {
     let all = AllValues { epoch: EPOCH, at: at(8, 1), ..values.clone() };
     tolerant(writer.put_all(all).await)?;
     writer.check().await?;
-    Reader::new(&config, SOURCE)?.next(None).await?;
+    following(&config).await
+}
+
+/// What a broker does that never leads.
+async fn following(config: &Config) -> Result<(), RedisError> {
+    Reader::new(config, SOURCE)?.next(None).await?;
     let asked = [EPOCH.to_string().parse().unwrap(), "vm/*".parse().unwrap()];
-    Asker::new(&config, SOURCE)?.values(&asked).await?;
-    Ok(())
+    Asker::new(config, SOURCE)?.values(&asked).await?;
+    let (here, there) = (Book::new(config, SOURCE)?, Book::new(config, SOURCE)?);
+    here.write("here", &Roll::default()).await?;
+    assert_eq!(there.read().await?.rolls.len(), 1);
+    here.leave().await
 }
 
 #[tokio::test]
@@ -106,6 +121,10 @@ async fn the_documented_rights_are_enough_and_all_are_needed() {
     assert!(rights.len() > 10, "{rights:?}");
     allow(&lab, &head, &rights).await;
     within("everything", everything(&lab, &values)).await.unwrap();
+    allow(&lab, &head, &of_an_edge()).await;
+    let _: () = lab.say("SCRIPT FLUSH").await;
+    let url = Some(lab.server.url().replace("//", "//walcast:secret@"));
+    within("following", following(&Config { url, ..Config::default() })).await.unwrap();
     for missing in &rights {
         let fewer: Vec<String> = rights.iter().filter(|right| *right != missing).cloned().collect();
         allow(&lab, &head, &fewer).await;
