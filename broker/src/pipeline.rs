@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use walcast_wire::{Epoch, Position};
 
 use crate::backbone::{Backbone, BackboneError};
-use crate::event::{Batch, Changes, Commit, Entry, Note, Start, TransactionPart};
+use crate::event::{Batch, Changes, Commit, Entry, Note, Outdated, Start, TransactionPart};
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
 use crate::router::{Router, Routing};
@@ -78,7 +78,16 @@ pub async fn publish<S: Source, B: Backbone>(
     let router = Arc::clone(&rules.borrow());
     source.keep_values_of(router.state_tables().collect(), Vec::new());
     let assembly = Assembly::new(Routing::new(router), config);
-    let mut publisher = Publisher { assembly, rules, new_rules: false, backbone, health, lead };
+    let mut publisher = Publisher {
+        assembly,
+        rules,
+        new_rules: false,
+        backbone,
+        health,
+        lead,
+        streams: false,
+        withheld: Vec::new(),
+    };
     let result = shutdown.run_until_cancelled(publisher.run(&mut source)).await;
     source.close().await;
     result.unwrap_or(Ok(()))
@@ -93,6 +102,10 @@ struct Publisher<B> {
     health: Arc<Health>,
     /// Set where others follow.
     lead: Option<Lead>,
+    /// A stream has begun, and not ended.
+    streams: bool,
+    /// Changes of rules that clients of other brokers are told of once this one leads.
+    withheld: Vec<Outdated>,
 }
 
 /// How long to wait before the next attempt. What fails right behind a stream's begin is not tried without a pause.
@@ -134,6 +147,7 @@ impl<B: Backbone> Publisher<B> {
             let Retry::After(at_least) = error.retry else { return Err(error.into()) };
             let pause = backoff.failed(self.assembly.head);
             self.assembly.interrupt();
+            self.streams = false;
             self.health.unwell(Part::Stream, error.message.clone());
             self.say_unsaid().await?;
             let delay = at_least + rand::rng().random_range(Duration::ZERO..=pause);
@@ -184,6 +198,11 @@ impl<B: Backbone> Publisher<B> {
                     let replay_until = Position::before(start.replay_until);
                     let quiet_from = start.quiet_from;
                     self.flush(source, Some(Note::Start { replay_until, quiet_from })).await?;
+                    self.streams = true;
+                    let withheld = std::mem::take(&mut self.withheld);
+                    if !withheld.is_empty() {
+                        self.note(source, Note::Outdated(withheld.into())).await?;
+                    }
                 }
                 Changes::Transaction(part) => {
                     self.assembly.take(&part);
@@ -229,6 +248,10 @@ impl<B: Backbone> Publisher<B> {
         let changed = outdated.iter().filter(|outdated| outdated.state);
         let changed = changed.map(|outdated| Arc::clone(&outdated.table)).collect();
         source.keep_values_of(new.state_tables().collect(), changed);
+        if self.lead.is_some() && !self.streams {
+            self.withheld.extend(outdated);
+            return Ok(());
+        }
         // Before the first stream nothing is known that could be outdated.
         if self.assembly.started && !outdated.is_empty() {
             self.note(source, Note::Outdated(outdated.into())).await?;

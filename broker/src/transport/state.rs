@@ -83,6 +83,8 @@ pub(super) struct Wait {
     known: Vec<String>,
     session: Session,
     late: Pin<Box<Sleep>>,
+    /// What was known last: a node that holds no values forgets what it asked for.
+    seen: Option<Current>,
 }
 
 impl Wait {
@@ -91,7 +93,7 @@ impl Wait {
         // Subscribed before the first look, so that no change between look and wait is missed.
         let session = Session::open(app, vec![topic.clone().into()], None, waiters::name(client, "state"))?;
         let late = Box::pin(tokio::time::sleep(wait));
-        Ok(Self { topic, known, session, late })
+        Ok(Self { topic, known, session, late, seen: None })
     }
 
     /// The answer, once there is one, or the time is up.
@@ -100,11 +102,15 @@ impl Wait {
         if self.session.poll_settled(cx).is_ready() {
             // What is known is answered, however little time was given.
             loop {
-                if let Some(answer) = look(app, topic, known) {
+                let current = app.hub.current(topic);
+                if !matches!(current, Current::Unsettled) {
+                    self.seen = Some(current.clone());
+                }
+                if let Some(answer) = look(&current, topic, known) {
                     return Poll::Ready(answer);
                 }
                 // On a node that holds no values, a change makes the one that was asked for out of date.
-                let outdated = matches!(app.hub.current(topic), Current::Unsettled);
+                let outdated = matches!(current, Current::Unsettled);
                 if outdated && self.session.ask_again() {
                     if self.session.poll_settled(cx).is_pending() {
                         break;
@@ -117,14 +123,20 @@ impl Wait {
         if app.leaving() {
             return Poll::Ready(Err(Refusal::unavailable("the broker goes away; ask again")));
         }
-        self.late.as_mut().poll(cx).map(|()| last(app, topic, known))
+        self.late.as_mut().poll(cx).map(|()| {
+            let current = match (app.hub.current(topic), self.seen.take()) {
+                (Current::Unsettled, Some(seen)) => seen,
+                (current, _) => current,
+            };
+            last(current, topic, known)
+        })
     }
 }
 
 /// What can be said before the time is up.
-fn look(app: &App, topic: &Topic, known: &[String]) -> Option<Result<Reply, Refusal>> {
-    match app.hub.current(topic) {
-        Current::Value(value) if !matches(known, &etag(&value)) => Some(Ok(whole(&value))),
+fn look(current: &Current, topic: &Topic, known: &[String]) -> Option<Result<Reply, Refusal>> {
+    match current {
+        Current::Value(value) if !matches(known, &etag(value)) => Some(Ok(whole(value))),
         Current::None if !known.is_empty() => Some(Err(Refusal::new(
             ProblemCode::NotFound,
             format!("the value of {:?} that you have is gone", topic.as_str()),
@@ -134,8 +146,8 @@ fn look(app: &App, topic: &Topic, known: &[String]) -> Option<Result<Reply, Refu
 }
 
 /// What is said when it is.
-fn last(app: &App, topic: &Topic, known: &[String]) -> Result<Reply, Refusal> {
-    match app.hub.current(topic) {
+fn last(current: Current, topic: &Topic, known: &[String]) -> Result<Reply, Refusal> {
+    match current {
         Current::Unsettled => Err(Refusal::unavailable("current values are not known yet; ask again")),
         Current::None => {
             Err(Refusal::new(ProblemCode::NotFound, format!("no current value for {:?}", topic.as_str())))

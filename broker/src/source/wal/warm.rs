@@ -19,13 +19,13 @@ use crate::source::Config;
 /// Shortest pause between two moves,
 const MOVE_EVERY: Duration = Duration::from_secs(3);
 /// and how many times as long as the last one took: others wait for the session, too.
-const PAUSE_FACTOR: u32 = 20;
+const PAUSE_FACTOR: u32 = 4;
 /// A move reads the log: this much takes about a tenth of a second.
 const MOVE_BYTES_MAX: u64 = 64 << 20;
 /// A move that takes longer is cancelled, and with it the place goes.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Pause behind that.
-const GIVE_UP: Duration = Duration::from_secs(60);
+const GIVE_UP: Duration = Duration::from_secs(15);
 
 /// See the module.
 #[derive(Debug)]
