@@ -66,6 +66,7 @@ impl Scene {
             brokers.push(broker);
         }
         crowd.among(brokers.iter().map(|broker| &broker.client));
+        crowd.forgets = soak();
         crowd.begin(size).await;
         crowd.progress(100).await;
         Self { _server: server, redis, crowd, text, brokers }

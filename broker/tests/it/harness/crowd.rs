@@ -53,6 +53,8 @@ pub(crate) struct Crowd {
     /// Where the brokers are now.
     brokers: watch::Sender<Vec<Client>>,
     stays: usize,
+    /// Some come back with a place that is old.
+    pub(crate) forgets: bool,
     /// Events that followers were given so far.
     delivered: Arc<AtomicU64>,
     stop: CancellationToken,
@@ -80,6 +82,7 @@ impl Crowd {
             receiver,
             brokers: watch::channel(Vec::new()).0,
             stays: usize::MAX,
+            forgets: true,
             delivered: Arc::default(),
             stop: CancellationToken::new(),
             writers: Vec::new(),
@@ -138,6 +141,7 @@ impl Crowd {
             begun: self.begun,
             brokers: self.brokers.subscribe(),
             stays: self.stays,
+            forgets: self.forgets,
             delivered: Arc::clone(&self.delivered),
             end: self.end.subscribe(),
             give_up: self.give_up.clone(),
@@ -278,6 +282,7 @@ struct Follower {
     begun: Instant,
     brokers: watch::Receiver<Vec<Client>>,
     stays: usize,
+    forgets: bool,
     delivered: Arc<AtomicU64>,
     end: watch::Receiver<Option<Position>>,
     give_up: CancellationToken,
@@ -310,7 +315,8 @@ impl Follower {
                 usize::MAX => usize::MAX,
                 most => 1 + (self.number * 31 + self.connection as usize * 17) % most,
             };
-            let forgets = self.number.is_multiple_of(FORGETFUL) && self.connection.is_multiple_of(2);
+            let forgets =
+                self.forgets && self.number.is_multiple_of(FORGETFUL) && self.connection.is_multiple_of(2);
             let from = if forgets { &old } else { &place };
             // Another transport each time.
             let transport = Transport::ALL[(self.number + self.connection as usize) % 3];
