@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::backbone::redis;
-use crate::{admin, hub, node, pipeline, postgres, router, source, telemetry, transport};
+use crate::{admin, auth, hub, listen, node, pipeline, postgres, router, source, telemetry, transport};
 
 mod limits;
 #[cfg(test)]
@@ -49,10 +49,18 @@ pub struct Config {
     pub http: transport::Config,
     /// `[admin]`: the listener for operators.
     pub admin: admin::Config,
+    /// `[tls]`: the certificate of both listeners.
+    pub tls: listen::tls::Config,
+    /// `[auth]`: where keys come from, and what browsers may do.
+    pub auth: auth::Config,
     /// `[log]`: what the process tells.
     pub log: telemetry::Config,
-    /// `[[table]]`: which tables are published, where. The only part that a reload changes.
+    /// `[[table]]`: which tables are published, where. A reload changes this, roles and keys, and nothing else.
     pub table: Vec<router::RuleConfig>,
+    /// `[[role]]`: what holders of keys may do.
+    pub role: Vec<auth::RoleConfig>,
+    /// `[[key]]`: who may come in; with those of `auth.keys_file`.
+    pub key: Vec<auth::KeyConfig>,
 }
 
 /// The configuration cannot be used. `Display` says all in one line.
@@ -78,6 +86,32 @@ impl Config {
         let mut target = self.postgres.target(|name| std::env::var(name).ok())?;
         target.pooled = self.source.kind == source::SourceKind::Outbox;
         Ok(target)
+    }
+
+    /// Whether clients are asked who they are.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        auth::asks(&self.key, &self.role, self.auth.keys_file.is_some())
+    }
+
+    /// Adds the keys of their own file, which only a broker needs to be able to read.
+    ///
+    /// # Errors
+    /// It cannot be read, or a line is no key.
+    pub fn read_keys(&mut self) -> Result<(), ConfigError> {
+        let Some(path) = &self.auth.keys_file else { return Ok(()) };
+        let wrong = |cause: String, remedy: &str| ConfigError {
+            origin: path.display().to_string(),
+            key: Some("auth.keys_file".into()),
+            cause,
+            remedy: remedy.into(),
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            wrong(format!("cannot be read: {error}"), "make it readable, or name another")
+        })?;
+        let keys = auth::read_lines(&text).map_err(|error| wrong(error.to_string(), "correct the line"))?;
+        self.key.extend(keys);
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@
 //! - [`postgres`]: connection strings, TLS, the companion session
 //! - [`source`]: reads changes, tells what is visible, seeds
 //! - [`router`]: rules, topics, payloads; pure
+//! - [`auth`]: who may do what; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
 //! - [`transport`]: plain HTTP, one dialect per file; [`listen`]: the accept loop of both listeners
@@ -22,6 +23,7 @@
 //! - [`throwaway`]: a Postgres server of one's own, and a Redis, for trying things and for tests
 
 pub mod admin;
+pub mod auth;
 pub mod backbone;
 pub mod cli;
 pub mod config;

@@ -14,12 +14,14 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use walcast_wire::Position;
 
+use crate::auth::{KeyError, Keys};
 use crate::backbone::Backbone as _;
 use crate::backbone::local::Local;
 use crate::backbone::redis::RedisError;
 use crate::config::Config;
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
+use crate::listen::tls::{Certificate, TlsError};
 use crate::pipeline::fleet::Lead;
 use crate::pipeline::{self, PublishError};
 use crate::postgres::{Companion, DsnError};
@@ -55,6 +57,12 @@ pub enum NodeError {
     /// A rule is wrong by itself, or does not fit the database.
     #[error("{}", rules(.0))]
     Rules(Vec<RuleError>),
+    /// A role or a key is wrong.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An address cannot be listened on.
     #[error(
         "{key}: cannot listen on {address}: {error}; {}choose another address by {flag}, or by {key}",
@@ -116,6 +124,7 @@ struct Parts {
     hub: Arc<Hub>,
     backbone: Arc<Local>,
     rules: watch::Sender<Arc<Router>>,
+    keys: watch::Sender<Arc<Keys>>,
     /// Postgres is as it must be, or is waited for.
     begun: CancellationToken,
     /// Ends the source, and so releases the slot.
@@ -140,6 +149,9 @@ impl Node {
     /// The configuration cannot be used, or an address not be bound.
     pub fn start(config: Config) -> Result<Self, NodeError> {
         let router = compile(&config, &config.table)?;
+        let keys = keys(&config)?;
+        let certificate = Certificate::load(&config.tls)?;
+        let tls = certificate.as_ref().map(Certificate::current);
         let target = config.target()?;
         // What is measured before it is there is lost.
         let metrics = telemetry::metrics();
@@ -162,6 +174,7 @@ impl Node {
             hub: Hub::new(config.history.clone()),
             backbone: Arc::new(Local::default()),
             rules: watch::Sender::new(Arc::new(router)),
+            keys: watch::Sender::new(Arc::new(keys)),
             begun: CancellationToken::new(),
             stop: CancellationToken::new(),
             released: CancellationToken::new(),
@@ -190,18 +203,28 @@ impl Node {
             async move { Ok(pipeline::ingest(backbone, hub, health, kind).await?) }
         });
         node.spawn("housekeeping", housekeeping(Arc::clone(&parts)));
+        if let Some(certificate) = certificate {
+            let end = parts.end.clone();
+            node.spawn("certificate", async move {
+                match end.run_until_cancelled(certificate.watch()).await {
+                    Some(never) => match never {},
+                    None => Ok(()),
+                }
+            });
+        }
         if let Some((listener, _)) = http {
             let others = fleet::others(&mut node)?;
-            node.spawn("http", serve(&parts, listener, others));
+            node.spawn("http", serve(&parts, listener, others, tls.clone()));
         } else {
             parts.clients_gone.cancel();
             parts.signed_off.cancel();
         }
         node.spawn("admin", {
-            let router = admin::router(Arc::clone(&parts.health), Arc::clone(&parts.hub), metrics);
+            let (health, hub) = (Arc::clone(&parts.health), Arc::clone(&parts.hub));
+            let router = admin::router(health, hub, metrics, parts.keys.subscribe());
             let (limits, end) = (parts.config.admin.limits(), parts.end.clone());
             async move {
-                listen::serve(admin.0, Arc::new(listen::http::Routed(router)), limits, end).await;
+                listen::serve(admin.0, Arc::new(listen::http::Routed(router)), limits, tls, end).await;
                 Ok(())
             }
         });
@@ -310,12 +333,19 @@ fn serve(
     parts: &Arc<Parts>,
     listener: TcpListener,
     others: Arc<dyn transport::Others>,
+    tls: Option<listen::tls::Current>,
 ) -> impl Future<Output = Result<(), NodeError>> + Send + 'static {
-    let publisher = Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion)));
-    let (drain, hub) = (parts.drain.clone(), Arc::clone(&parts.hub));
-    let away = parts.health.away();
+    let (drain, away) = (parts.drain.clone(), parts.health.away());
     let config = parts.config.http.clone();
-    let serving = transport::serve(listener, config, hub, publisher, others, drain, away);
+    let api = transport::Parts {
+        hub: Arc::clone(&parts.hub),
+        publisher: Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion))),
+        others,
+        auth: parts.config.auth.clone(),
+        keys: parts.keys.subscribe(),
+        tls,
+    };
+    let serving = transport::serve(listener, config, api, drain, away);
     let gone = parts.clients_gone.clone().drop_guard();
     async move {
         let _gone = gone;
@@ -333,6 +363,10 @@ fn bind(
     let listener = listen::bind(address).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+fn keys(config: &Config) -> Result<Keys, KeyError> {
+    Keys::new(&config.key, &config.role, config.auth.keys_file.is_some())
 }
 
 fn compile(config: &Config, rules: &[RuleConfig]) -> Result<Router, NodeError> {
@@ -477,9 +511,21 @@ impl Reloader {
         result
     }
 
-    /// Notes that there are new rules, but that they cannot even be read; the old ones stay.
+    /// Takes new keys. Who holds one that is gone, or grants something else now, is turned out at once; this does not
+    /// wait for Postgres.
+    ///
+    /// # Errors
+    /// Why the old keys stay.
+    pub fn reload_keys(&self, config: &Config) -> Result<(), NodeError> {
+        let new = self::keys(config).inspect_err(|error| self.refuse(&error.to_string()))?;
+        self.parts.keys.send_modify(|keys| *keys = Arc::new(new.after(keys)));
+        Ok(())
+    }
+
+    /// Notes that there are new rules and keys, but that they cannot even be read; the old ones stay.
     pub fn refuse(&self, why: &str) {
-        self.parts.health.unwell(Part::Rules, format!("the new rules were not taken: {why}"));
+        let why = format!("the new rules were not taken: {why}; those of before hold, and so do the keys");
+        self.parts.health.unwell(Part::Rules, why);
     }
 
     async fn take(&self, rules: &[RuleConfig]) -> Result<(), NodeError> {

@@ -21,14 +21,13 @@ use crate::hub::{Hub, StateFull};
 use crate::router::{Router, Routing};
 use crate::source::{Retry, Source, SourceError, SourceKind};
 
-/// How long a note may wait for room before the stream is looked for.
-const SAY_MAX: Duration = Duration::from_secs(2);
-
 pub mod fleet;
 pub mod roll;
 
 use fleet::Lead;
 
+/// How long a note may wait for room before the stream is looked for.
+const SAY_MAX: Duration = Duration::from_secs(2);
 /// First and longest pause between attempts to reach the source; the pause taken is a random part of it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 

@@ -1,16 +1,24 @@
 //! Long-poll as a stream: one request after another, each from the cursor of the last answer.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use walcast_wire::{Cursor, ProblemCode, Reset, ResetReason};
+use bytes::Bytes;
+use hyper::header::ACCEPT;
+use walcast_wire::{Cursor, EventsReply};
 
-use crate::{Client, Error, Event, Message, Subscription};
+use crate::connection::{Endpoint, retry_after};
+use crate::subscription::{Step, Steps};
+use crate::{Data, Error, Event, EventsRequest, Message, Subscription};
+
+/// How long the broker holds a long-poll that names no `wait`.
+const WAIT_DEFAULT: Duration = Duration::from_secs(50);
 
 /// A stream of long-polls. It ends only when the broker drains or a call fails.
 #[derive(Debug)]
 pub struct PollStream {
-    client: Client,
+    endpoint: Arc<Endpoint>,
     subscription: Subscription,
     /// Events of the last answer that were not handed out.
     page: VecDeque<Event>,
@@ -18,11 +26,40 @@ pub struct PollStream {
     page_end: Option<Cursor>,
     ending: Option<Duration>,
     ended: bool,
+    /// Asks for a cursor first where it has none, so that a cut of a held answer loses nothing.
+    place_first: bool,
+}
+
+/// One long-poll: the answer, and the delay after which a draining broker wants to be called again.
+pub(crate) async fn poll_once(
+    endpoint: &Endpoint,
+    request: &EventsRequest,
+) -> Result<(EventsReply<Data>, Option<Duration>), Error> {
+    let target = format!("/v1/events{}", request.poll_query().as_str());
+    let get = endpoint.request("GET", &target).header(ACCEPT, "application/json");
+    let hold = request.wait.unwrap_or(WAIT_DEFAULT);
+    let (_, headers, body) = endpoint.call(get, Bytes::new(), hold).await?;
+    let reply = serde_json::from_slice(&body).map_err(|error| endpoint.protocol(error.to_string()))?;
+    Ok((reply, retry_after(&headers)))
 }
 
 impl PollStream {
-    pub(crate) fn new(client: Client, subscription: Subscription) -> Self {
-        Self { client, subscription, page: VecDeque::new(), page_end: None, ending: None, ended: false }
+    pub(crate) fn new(endpoint: Arc<Endpoint>, subscription: Subscription) -> Self {
+        Self {
+            endpoint,
+            subscription,
+            page: VecDeque::new(),
+            page_end: None,
+            ending: None,
+            ended: false,
+            place_first: false,
+        }
+    }
+
+    /// Lets the first answer come at once, if that is where the cursor comes from.
+    pub(crate) fn place_first(mut self) -> Self {
+        self.place_first = true;
+        self
     }
 
     /// As [`Stream::next`](crate::Stream::next).
@@ -30,35 +67,7 @@ impl PollStream {
     /// # Errors
     /// As there.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        loop {
-            while let Some(event) = self.page.pop_front() {
-                let new = self.subscription.admit(&event);
-                self.finish_page();
-                if new {
-                    return Ok(Some(Message::Event(event)));
-                }
-            }
-            if self.ended {
-                return Ok(None);
-            }
-            if let Some(retry) = self.ending.take() {
-                self.ended = true;
-                return Ok(Some(Message::Bye { retry: Some(retry) }));
-            }
-            match self.client.poll_once(&self.subscription.request()).await {
-                Ok((reply, retry)) => {
-                    self.page = reply.events.into();
-                    self.page_end = Some(reply.cursor);
-                    self.ending = retry;
-                    self.finish_page();
-                }
-                Err(error) => {
-                    let Some(reset) = reset(&error) else { return Err(error) };
-                    self.subscription.reset(reset.resume);
-                    return Ok(Some(Message::Reset(reset)));
-                }
-            }
-        }
+        self.message().await
     }
 
     /// Takes over the answer's cursor once its last event is handed out.
@@ -77,14 +86,47 @@ impl PollStream {
     }
 }
 
-/// A 410 says on a plain request what a stream says as a reset.
-fn reset(error: &Error) -> Option<Reset> {
-    let problem = error.problem()?;
-    let reason = match problem.code {
-        ProblemCode::CursorExpired => ResetReason::CursorExpired,
-        ProblemCode::EpochChanged => ResetReason::EpochChanged,
-        ProblemCode::Gap => ResetReason::Gap,
-        _ => return None,
-    };
-    Some(Reset { reason, resume: problem.resume? })
+impl Steps for PollStream {
+    async fn advance(&mut self) -> Result<Option<Step>, Error> {
+        loop {
+            while let Some(event) = self.page.pop_front() {
+                let new = self.subscription.admit(&event);
+                // An answer holds whole units.
+                if self.page.front().is_some_and(|next| next.cursor != event.cursor) {
+                    self.subscription.unit_ended();
+                }
+                self.finish_page();
+                if new {
+                    return Ok(Some(Step::Message(Message::Event(event))));
+                }
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            if let Some(retry) = self.ending.take() {
+                self.ended = true;
+                return Ok(Some(Step::Message(Message::Bye { retry: Some(retry) })));
+            }
+            let mut request = self.subscription.request();
+            if self.place_first && self.subscription.cursor().is_none() {
+                request.wait = Some(Duration::ZERO);
+            }
+            match poll_once(&self.endpoint, &request).await {
+                Ok((reply, retry)) => {
+                    self.page = reply.events.into();
+                    self.page_end = Some(reply.cursor);
+                    self.ending = retry;
+                    if self.page.is_empty() {
+                        self.finish_page();
+                        return Ok(Some(Step::Moved));
+                    }
+                }
+                Err(error) => {
+                    let Some(reset) = error.reset() else { return Err(error) };
+                    self.subscription.reset(reset.resume);
+                    return Ok(Some(Step::Message(Message::Reset(reset))));
+                }
+            }
+        }
+    }
 }

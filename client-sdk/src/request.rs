@@ -31,6 +31,12 @@ impl After {
     }
 }
 
+impl From<Cursor> for After {
+    fn from(cursor: Cursor) -> Self {
+        Self::Cursor(cursor)
+    }
+}
+
 impl std::str::FromStr for After {
     type Err = walcast_wire::position::CursorError;
 

@@ -43,6 +43,39 @@ pub enum Message {
     },
 }
 
+/// What happened on a stream.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Message(Message),
+    /// The cursor was told anew, without a message.
+    Moved,
+}
+
+/// A transport, step by step.
+pub(crate) trait Steps: Send {
+    /// The next message, or that the cursor moved without one. Cancel safe.
+    fn advance(&mut self) -> impl Future<Output = Result<Option<Step>, Error>> + Send;
+
+    /// The next message.
+    fn message(&mut self) -> impl Future<Output = Result<Option<Message>, Error>> + Send {
+        async {
+            while let Some(step) = self.advance().await? {
+                if let Step::Message(message) = step {
+                    return Ok(Some(message));
+                }
+            }
+            Ok(None)
+        }
+    }
+}
+
+impl Step {
+    /// The broker does not serve, or goes away: nothing of use follows.
+    pub(crate) fn ends(&self) -> bool {
+        matches!(self, Self::Message(Message::Refused { .. } | Message::Bye { .. }))
+    }
+}
+
 /// What is waited for, and how far it was received.
 #[derive(Clone, Debug)]
 pub struct Subscription {
@@ -194,6 +227,15 @@ impl Stream {
             Self::Poll(stream) => stream.next().await,
             Self::Sse(stream) => stream.next().await,
             Self::WebSocket(stream) => stream.next().await,
+        }
+    }
+
+    /// As [`Self::next`], and tells where the cursor moved alone.
+    pub(crate) async fn advance(&mut self) -> Result<Option<Step>, Error> {
+        match self {
+            Self::Poll(stream) => stream.advance().await,
+            Self::Sse(stream) => stream.advance().await,
+            Self::WebSocket(stream) => stream.advance().await,
         }
     }
 

@@ -11,19 +11,22 @@ use futures_util::{SinkExt, StreamExt};
 use hyper::StatusCode;
 use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::CapacityError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Error as WsError};
 use walcast_wire::{ClientFrame, CloseCode, ServerFrame, TopicPattern};
 
-use crate::connection::{Endpoint, SILENCE_MAX};
+use crate::connection::Endpoint;
+use crate::dial::Wire;
+use crate::subscription::{Step, Steps};
 use crate::{After, Data, Error, Event, Message, Subscription};
 
-/// The largest event that is read; the broker's default limit is 1 MiB.
+/// The largest message that is read, which is all events of one record of the log. Whoever is sent more takes another
+/// transport.
 const EVENT_BYTES_MAX: usize = 16 << 20;
 /// Small, for a process may hold thousands of sockets; it grows with a frame.
 const READ_BUFFER_BYTES: usize = 4096;
@@ -33,7 +36,7 @@ const READ_BUFFER_BYTES: usize = 4096;
 pub struct WsStream {
     endpoint: Arc<Endpoint>,
     subscription: Subscription,
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Wire>,
     /// Events of the last frame that were not handed out.
     unit: VecDeque<Event>,
     /// Topics were added since the last bookmark.
@@ -43,9 +46,7 @@ pub struct WsStream {
 
 impl WsStream {
     pub(crate) async fn open(endpoint: Arc<Endpoint>, subscription: Subscription) -> Result<Self, Error> {
-        let silent = || Error::Silent { address: endpoint.address().to_owned(), after: SILENCE_MAX };
-        let socket =
-            timeout(SILENCE_MAX, upgrade(&endpoint, &subscription)).await.map_err(|_| silent())??;
+        let socket = upgrade(&endpoint, &subscription).await?;
         Ok(Self { endpoint, subscription, socket, unit: VecDeque::new(), added: false, ended: false })
     }
 
@@ -54,48 +55,7 @@ impl WsStream {
     /// # Errors
     /// As there.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        loop {
-            while let Some(event) = self.unit.pop_front() {
-                let new = self.subscription.admit(&event);
-                if self.unit.is_empty() {
-                    self.subscription.unit_ended();
-                }
-                if new {
-                    return Ok(Some(Message::Event(event)));
-                }
-            }
-            if self.ended {
-                return Ok(None);
-            }
-            let received = timeout(SILENCE_MAX, self.socket.next()).await;
-            let received = received.map_err(|_| Error::Silent {
-                address: self.endpoint.address().to_owned(),
-                after: SILENCE_MAX,
-            })?;
-            match received {
-                Some(Ok(tungstenite::Message::Text(text))) => {
-                    let frame = serde_json::from_str::<ServerFrame<Data>>(&text);
-                    let frame = frame.map_err(|error| self.endpoint.protocol(error.to_string()))?;
-                    if let Some(message) = self.read(frame) {
-                        return Ok(Some(message));
-                    }
-                }
-                Some(Ok(tungstenite::Message::Close(frame))) => {
-                    self.ended = true;
-                    return bye(frame).map(Some);
-                }
-                // Pings are answered by the socket itself; walcast sends no binary frames.
-                Some(Ok(_)) => {}
-                Some(Err(error)) => {
-                    self.ended = true;
-                    return Err(self.broken(&error));
-                }
-                None => {
-                    self.ended = true;
-                    return Err(self.broken(&WsError::ConnectionClosed));
-                }
-            }
-        }
+        self.message().await
     }
 
     /// Waits for further topics, from `after` on. Answered by [`Message::Subscribed`]. They belong to this
@@ -132,7 +92,7 @@ impl WsStream {
         sent.map_err(|error| self.broken(&error))
     }
 
-    fn read(&mut self, frame: ServerFrame<Data>) -> Option<Message> {
+    fn read(&mut self, frame: ServerFrame<Data>) -> Option<Step> {
         match frame {
             ServerFrame::Event(event) => self.unit.push_back(event),
             ServerFrame::Events(events) => self.unit.extend(events),
@@ -141,26 +101,34 @@ impl WsStream {
                 if self.added {
                     self.subscription.hold();
                 }
-                return Some(Message::Subscribed { topics, cursor });
+                return Some(Step::Message(Message::Subscribed { topics, cursor }));
             }
             ServerFrame::Bookmark { cursor } => {
                 self.added = false;
                 self.subscription.reached(cursor);
+                return Some(Step::Moved);
             }
             ServerFrame::Reset(reset) => {
                 self.subscription.reset(reset.resume);
                 if self.added {
                     self.subscription.hold();
                 }
-                return Some(Message::Reset(reset));
+                return Some(Step::Message(Message::Reset(reset)));
             }
-            ServerFrame::Error { code, detail } => return Some(Message::Refused { code, detail }),
+            ServerFrame::Error { code, detail } => {
+                return Some(Step::Message(Message::Refused { code, detail }));
+            }
         }
         None
     }
 
     fn broken(&self, error: &WsError) -> Error {
-        self.endpoint.broken(error)
+        match error {
+            WsError::Capacity(CapacityError::MessageTooLong { .. }) => {
+                self.endpoint.too_large(EVENT_BYTES_MAX)
+            }
+            _ => self.endpoint.broken(error),
+        }
     }
 
     /// What is waited for, and how far it was received.
@@ -170,10 +138,53 @@ impl WsStream {
     }
 }
 
-async fn upgrade(
-    endpoint: &Endpoint,
-    subscription: &Subscription,
-) -> Result<WebSocketStream<TcpStream>, Error> {
+impl Steps for WsStream {
+    async fn advance(&mut self) -> Result<Option<Step>, Error> {
+        loop {
+            while let Some(event) = self.unit.pop_front() {
+                let new = self.subscription.admit(&event);
+                if self.unit.is_empty() {
+                    self.subscription.unit_ended();
+                }
+                if new {
+                    return Ok(Some(Step::Message(Message::Event(event))));
+                }
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let limit = self.endpoint.silence_max();
+            let received = timeout(limit, self.socket.next()).await;
+            let received = received.map_err(|_| self.endpoint.silent(limit))?;
+            match received {
+                Some(Ok(tungstenite::Message::Text(text))) => {
+                    let frame = serde_json::from_str::<ServerFrame<Data>>(&text);
+                    let frame = frame.map_err(|error| self.endpoint.protocol(error.to_string()))?;
+                    let step = self.read(frame);
+                    if step.is_some() {
+                        return Ok(step);
+                    }
+                }
+                Some(Ok(tungstenite::Message::Close(frame))) => {
+                    self.ended = true;
+                    return bye(frame).map(|message| Some(Step::Message(message)));
+                }
+                // Pings are answered by the socket itself; walcast sends no binary frames.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Err(self.broken(&error));
+                }
+                None => {
+                    self.ended = true;
+                    return Err(self.broken(&WsError::ConnectionClosed));
+                }
+            }
+        }
+    }
+}
+
+async fn upgrade(endpoint: &Endpoint, subscription: &Subscription) -> Result<WebSocketStream<Wire>, Error> {
     let target = format!("/v1/ws{}", subscription.request().stream_query().as_str());
     let key = generate_key();
     let get = endpoint
@@ -182,7 +193,7 @@ async fn upgrade(
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, &key);
-    let (_connection, mut response) = endpoint.send(get, Bytes::new()).await?;
+    let (_connection, mut response) = endpoint.send(get, Bytes::new(), Duration::ZERO).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (head, body) = response.into_parts();
         let body = endpoint.read(body).await?;
@@ -193,7 +204,7 @@ async fn upgrade(
         return Err(endpoint.protocol("it accepts another WebSocket than this one".to_owned()));
     }
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| endpoint.broken(&error))?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>();
+    let parts = upgraded.downcast::<TokioIo<Wire>>();
     let parts = parts.map_err(|_| endpoint.protocol("the upgraded connection is not TCP".to_owned()))?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)

@@ -1,7 +1,8 @@
 //! The second listener: health and metrics, for operators alone.
 //!
 //! `/livez` says that the process answers, `/readyz` that clients are served as promised, with what is
-//! wrong in words, `/metrics` is Prometheus's text form. Nothing here changes anything.
+//! wrong in words, `/metrics` is Prometheus's text form. Nothing here changes anything. Where there are keys, strangers
+//! hear no more than whether it is alive and ready.
 
 pub mod config;
 
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -19,10 +20,12 @@ use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::sync::watch;
 use walcast_wire::{Problem, ProblemCode};
 
 pub use config::Config;
 
+use crate::auth::{Keys, bearer};
 use crate::facts::SourceFacts;
 use crate::health::Health;
 use crate::hub::{Hub, Status};
@@ -30,6 +33,7 @@ use crate::telemetry;
 
 #[derive(Clone)]
 struct App {
+    keys: watch::Receiver<Arc<Keys>>,
     health: Arc<Health>,
     hub: Arc<Hub>,
     metrics: &'static PrometheusHandle,
@@ -59,14 +63,19 @@ struct Source {
 }
 
 /// The routes of the listener for operators.
-pub fn router(health: Arc<Health>, hub: Arc<Hub>, metrics: &'static PrometheusHandle) -> Router {
+pub fn router(
+    health: Arc<Health>,
+    hub: Arc<Hub>,
+    metrics: &'static PrometheusHandle,
+    keys: watch::Receiver<Arc<Keys>>,
+) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(render))
         .fallback(not_found)
         .method_not_allowed_fallback(async || problem(ProblemCode::MethodNotAllowed, "send GET".to_owned()))
-        .with_state(App { health, hub, metrics })
+        .with_state(App { health, hub, metrics, keys })
 }
 
 async fn not_found(uri: Uri) -> Response {
@@ -75,14 +84,42 @@ async fn not_found(uri: Uri) -> Response {
 }
 
 fn problem(code: ProblemCode, detail: String) -> Response {
-    let problem = Problem::new(code, detail);
+    say(Problem::new(code, detail))
+}
+
+fn say(problem: Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
 }
 
-async fn ready(State(app): State<App>) -> Response {
+/// Whether the sender of these may see everything.
+fn admit(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+    let keys = Arc::clone(&app.keys.borrow());
+    if keys.open() {
+        return Ok(());
+    }
+    let token = headers.get(header::AUTHORIZATION).and_then(|header| bearer(header.as_bytes()));
+    match token.and_then(|token| keys.find(token)) {
+        Some(key) if key.administers() => Ok(()),
+        Some(key) => {
+            let detail = format!("`{}` has no role with `admin = true`", key.sub());
+            Err(Problem::new(ProblemCode::Forbidden, detail))
+        }
+        None => {
+            let detail = "send `Authorization: Bearer` with a token whose role has `admin = true`";
+            Err(Problem::new(ProblemCode::Unauthorized, detail.to_owned()))
+        }
+    }
+}
+
+async fn ready(State(app): State<App>, headers: HeaderMap) -> Response {
     let now = Instant::now();
     let (ready, status) = (app.health.ready(now), app.hub.status());
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if admit(&app, &headers).is_err() {
+        let body = Json(serde_json::json!({ "ready": ready }));
+        return (code, [(header::CACHE_CONTROL, "no-store")], body).into_response();
+    }
     let problems = app.health.problems(now).into_iter();
     let body = Readiness {
         ready,
@@ -96,13 +133,15 @@ async fn ready(State(app): State<App>) -> Response {
             Source { seen_seconds_ago, facts }
         }),
     };
-    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 
-async fn render(State(app): State<App>) -> impl IntoResponse {
+async fn render(State(app): State<App>, headers: HeaderMap) -> Response {
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, TEXT)], app.metrics.render())
+    match admit(&app, &headers) {
+        Ok(()) => ([(header::CONTENT_TYPE, TEXT)], app.metrics.render()).into_response(),
+        Err(refusal) => say(refusal),
+    }
 }
 
 /// What each node of this process said last: they share the process's metrics.

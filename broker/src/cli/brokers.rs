@@ -59,8 +59,9 @@ impl Brokers {
         let mut brokers = Self { nodes: Vec::new(), redis };
         for mut config in configs {
             config.redis.url = brokers.redis.as_ref().map(|redis| redis.url());
-            if !brokers.nodes.is_empty() {
-                config.node.role = Role::Edge;
+            match brokers.nodes.len() {
+                0 => config.node.name = brokers.redis.as_ref().map(|_| "leader".to_owned()),
+                n => (config.node.role, config.node.name) = (Role::Edge, Some(format!("edge-{n}"))),
             }
             match local::start(config).await {
                 Ok(node) => brokers.nodes.push(node),

@@ -6,10 +6,14 @@ use walcast_client::{Error, wire::ProblemCode};
 
 /// Anything that the other codes do not name.
 pub const OTHER: u8 = 1;
+/// Two things that were compared differ.
+pub const DIFFERS: u8 = 2;
 /// The command or its configuration is wrong; trying again changes nothing.
 pub const USAGE: u8 = 64;
 /// The input data is wrong.
 pub const DATA: u8 = 65;
+/// The broker does not know the token, or does not grant this to it; trying again changes nothing.
+pub const NO_PERMISSION: u8 = 77;
 /// A service that is needed cannot be reached, or is busy; trying again may succeed.
 pub const UNAVAILABLE: u8 = 69;
 
@@ -47,6 +51,7 @@ fn of_refusal(code: ProblemCode) -> u8 {
         ProblemCode::BodyTooLarge | ProblemCode::Rejected | ProblemCode::IdempotencyConflict => DATA,
         _ => match code.status() {
             400 => USAGE,
+            401 | 403 => NO_PERMISSION,
             429 | 503 => UNAVAILABLE,
             _ => OTHER,
         },
@@ -56,13 +61,16 @@ fn of_refusal(code: ProblemCode) -> u8 {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::Url { .. } | Error::Request(_) => USAGE,
+            Error::Url { .. } | Error::Setup(_) | Error::Topic { .. } | Error::Request(_) => USAGE,
             Error::Problem { problem, .. } => of_refusal(problem.code),
+            Error::Refused { cause, .. } => cause.problem().map_or(OTHER, |problem| of_refusal(problem.code)),
             _ if error.is_unavailable() => UNAVAILABLE,
             _ => OTHER,
         };
         let remedy = match &error {
             Error::Connect { .. } => "; is `walcast serve` running there? --url names another",
+            Error::Certificate { .. } => " (by --ca-file)",
+            _ if code == NO_PERMISSION => "; the token is that of WALCAST_TOKEN or --token-file",
             _ => "",
         };
         Self::new(code, format!("{error}{remedy}"))

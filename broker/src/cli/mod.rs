@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod access;
 pub mod brokers;
 pub mod demo;
 pub mod dev;
@@ -18,8 +19,10 @@ pub mod schema;
 pub mod serve;
 pub mod settings;
 pub mod setup;
+pub mod shadow;
 pub mod tail;
 pub mod teardown;
+pub mod token;
 
 use exit::Failure;
 
@@ -37,9 +40,11 @@ enum Command {
     Dev(dev::Args),
     Serve(serve::Args),
     Setup(schema::SetupCommand),
+    Shadow(shadow::Args),
     Teardown(schema::TeardownCommand),
     Tail(tail::Args),
     Publish(publish::Args),
+    Token(token::Args),
 }
 
 /// Runs the command that the process's arguments name.
@@ -80,7 +85,12 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
             let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             tail::run(&args, colour, &mut io::stdout(), &mut io::stderr(), interrupt()).await
         }
+        Command::Shadow(args) => {
+            let terminal = io::stderr().is_terminal();
+            shadow::run(&args, terminal, &mut io::stdout(), &mut io::stderr(), interrupt()).await
+        }
         Command::Publish(args) => publish::run(&args, io::stdin()).await,
+        Command::Token(args) => token::run(&args, io::stdin(), &mut io::stdout(), &mut io::stderr()),
     }
 }
 
@@ -116,5 +126,7 @@ mod tests {
         check(&["walcast", "publish", "vm/*", "{}"], "no '*'");
         check(&["walcast", "setup", "--source", "pigeon"], "wal or outbox");
         check(&["walcast", "publish", "vm/a"], "JSON");
+        check(&["walcast", "shadow", "--channel", ""], "at least one character");
+        check(&["walcast", "setup", "--carrier", "pigeon"], "notify, both, walcast");
     }
 }

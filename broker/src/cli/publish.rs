@@ -3,8 +3,9 @@
 use std::io::Read;
 
 use serde_json::value::RawValue;
-use walcast_client::{Client, wire::Topic};
+use walcast_client::wire::Topic;
 
+use super::access::Access;
 use super::exit::{self, Failure};
 
 /// More than any broker takes.
@@ -20,16 +21,15 @@ Examples:
   walcast publish jobs/done '\"a text needs its own quotes\"'
   jq .result out.json | walcast publish jobs/done - --idempotency-key run-42
 
-Exit codes: 0 published, 64 wrong usage, 65 wrong data, 69 broker not available, 1 anything else.")]
+Exit codes: 0 published, 64 wrong usage, 65 wrong data, 69 broker not available, 77 not allowed, 1 anything else.")]
 pub struct Args {
     /// Where to publish, such as vm/host-17.
     topic: Topic,
     /// The message; `-` reads it from standard input.
     #[arg(value_name = "JSON", allow_hyphen_values = true)]
     json: String,
-    /// Base URL of the broker.
-    #[arg(long, env = "WALCAST_URL", default_value = super::tail::URL)]
-    url: String,
+    #[command(flatten)]
+    access: Access,
     /// Publish once, however often the command is repeated with this key.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -41,8 +41,13 @@ pub struct Args {
 /// Wrong data, or the broker refused or cannot be reached.
 pub async fn run(args: &Args, stdin: impl Read) -> Result<(), Failure> {
     let data = read_data(&args.json, stdin)?;
-    let client = Client::new(&args.url)?;
-    client.publish(&args.topic, &data, args.idempotency_key.as_deref()).await?;
+    // Whoever called decides whether to try again.
+    let client = args.access.client()?;
+    let mut publish = client.publish(&args.topic, &data);
+    if let Some(key) = &args.idempotency_key {
+        publish = publish.idempotency_key(key);
+    }
+    publish.await?;
     Ok(())
 }
 
@@ -94,7 +99,12 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let args = Args { topic: "a".parse().unwrap(), json: "1".to_owned(), url, idempotency_key: None };
+        let args = Args {
+            topic: "a".parse().unwrap(),
+            json: "1".to_owned(),
+            access: Access::to(url),
+            idempotency_key: None,
+        };
         let failure = run(&args, std::io::empty()).await.unwrap_err();
         assert_eq!(failure.code, exit::UNAVAILABLE);
         assert!(failure.message.contains("walcast serve"), "{failure}");

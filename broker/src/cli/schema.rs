@@ -59,6 +59,8 @@ pub async fn set_up(command: &SetupCommand, out: &mut impl Write) -> Result<(), 
         broker_role: args.broker_role.clone(),
         publishers: args.publisher.clone(),
         accept_unbounded_wal: args.accept_unbounded_wal,
+        carrier: args.carrier,
+        compat: args.compat,
         lock_timeout: args.lock_timeout,
     };
     if args.print_sql.is_some() && config.postgres.url.is_none() {

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{self, Failure};
 use super::settings::{Settings, SourceFlag};
-use crate::config::{FILE_DEFAULT, Loaded, Loader};
+use crate::config::{Config, FILE_DEFAULT, Loaded, Loader};
 use crate::node::{Node, NodeError, Reloader};
 use crate::telemetry;
 
@@ -24,7 +24,7 @@ use crate::telemetry;
 While another broker reads the same slot this one stands by, and takes over when that one ends;
 --takeover asks it to end, so that a new version can replace an old one that runs.
 
-SIGHUP reads the [[table]] rules again. SIGTERM drains: clients are told to come back, and the
+SIGHUP reads rules, roles and keys again. SIGTERM drains: clients are told to come back, and the
 process ends within 10 s. Every key of the file: docs/configuration.md
 
 Exit codes: 0 ended by a signal, 64 wrong configuration, 69 something needed is not there, 1 anything else."
@@ -46,7 +46,10 @@ pub struct Args {
     /// Address for health and metrics, over `admin.listen`
     #[arg(long, value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
-    /// Listen beyond loopback although there is no authentication yet
+    /// A proxy in front encrypts: listen beyond loopback without a certificate
+    #[arg(long)]
+    behind_tls_proxy: bool,
+    /// Listen beyond loopback although nobody is asked who they are, or nothing is encrypted
     #[arg(long)]
     insecure: bool,
     /// Ask the broker that leads to hand over: for rolling updates
@@ -72,6 +75,9 @@ impl Args {
         if let Some(address) = self.admin_listen {
             loader = loader.flag("--admin-listen", "admin.listen", address.to_string());
         }
+        if self.behind_tls_proxy {
+            loader = loader.flag("--behind-tls-proxy", "http.behind_tls_proxy", "true");
+        }
         if self.insecure {
             loader = loader.flag("--insecure", "http.insecure", "true");
         }
@@ -91,10 +97,18 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
     let file = loader.file().display().to_string();
     let loaded = loader.load_all()?;
     let mut config = loaded.config.clone();
+    config.read_keys()?;
     config.source.takeover = args.takeover;
     telemetry::init(&config.log).map_err(|error| Failure::new(exit::USAGE, format!("log.level: {error}")))?;
     let failed = |error: NodeError| Failure::of_node(&file, &error);
-    let insecure = config.http.insecure && !config.http.listen.ip().is_loopback();
+    let beyond = config.http.insecure && !config.http.listen.ip().is_loopback();
+    let insecure = match (!config.asks(), config.tls.certificate.is_none() && !config.http.behind_tls_proxy) {
+        (true, _) if beyond => Some("can read and publish, for there are no keys"),
+        (false, true) if beyond => {
+            Some("and whoever listens on the way can read tokens, for nothing is encrypted")
+        }
+        _ => None,
+    };
     let node = Node::start(config).map_err(failed)?;
     let listening = {
         let (begun, http, admin) = (node.begun(), node.http, node.admin);
@@ -105,11 +119,8 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
             std::future::pending().await
         }
     };
-    if insecure {
-        tracing::warn!(
-            "insecure = true: everybody who reaches {} can read and publish, for there is no authentication yet",
-            node.http
-        );
+    if let Some(why) = insecure {
+        tracing::warn!("insecure = true: everybody who reaches {} {why}", node.http);
     }
     if !loader.found() {
         tracing::warn!(
@@ -131,7 +142,11 @@ impl Failure {
     /// How the end of a node ends the process; `origin` is the file that holds the rules.
     pub(super) fn of_node(origin: &str, error: &NodeError) -> Self {
         let code = match error {
-            NodeError::Dsn(_) | NodeError::Rules(_) | NodeError::Redis(_) => exit::USAGE,
+            NodeError::Dsn(_)
+            | NodeError::Rules(_)
+            | NodeError::Keys(_)
+            | NodeError::Tls(_)
+            | NodeError::Redis(_) => exit::USAGE,
             NodeError::Listen { .. }
             | NodeError::Source(_)
             | NodeError::Publication(_)
@@ -160,7 +175,7 @@ fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
     signal(kind).map_err(|error| Failure::new(exit::OTHER, format!("cannot listen for signals: {error}")))
 }
 
-/// Takes new rules on each SIGHUP, for ever. What is wrong with them is logged, and the old ones stay.
+/// Takes new keys and rules on each SIGHUP, for ever. What is wrong with them is logged, and the old ones stay.
 async fn reload_on_hangup(mut loader: Loader, started: &Loaded, reloader: &Reloader) -> Failure {
     let mut hangup = match listen(SignalKind::hangup()) {
         Ok(hangup) => hangup,
@@ -168,22 +183,32 @@ async fn reload_on_hangup(mut loader: Loader, started: &Loaded, reloader: &Reloa
     };
     while hangup.recv().await.is_some() {
         loader.settle();
-        let taken = match loader.load_all() {
-            Ok(loaded) => {
-                tell_what_stays(&loaded.changed_since(started));
-                let rules = &loaded.config.table;
-                reloader.reload(rules).await.map(|()| rules.len()).map_err(|error| error.to_string())
-            }
+        let read = loader.load_all().and_then(|mut loaded| loaded.config.read_keys().map(|()| loaded));
+        let loaded = match read {
+            Ok(loaded) => loaded,
             Err(error) => {
                 reloader.refuse(&error.to_string());
-                Err(error.to_string())
+                tracing::error!(
+                    "SIGHUP: the old rules stay, and the old keys, for what is new cannot be used: {error}"
+                );
+                continue;
             }
         };
-        match taken {
-            Ok(rules) => tracing::info!(rules, "SIGHUP: new rules taken"),
-            Err(error) => {
-                tracing::error!("SIGHUP: the old rules stay, for the new ones cannot be used: {error}");
-            }
+        tell_what_stays(&loaded.changed_since(started));
+        let Config { table: rules, key: keys, .. } = &loaded.config;
+        // They do not wait for a database that may be away.
+        if let Err(error) = reloader.reload_keys(&loaded.config) {
+            tracing::error!(
+                "SIGHUP: the old rules stay, and the old keys, for the new keys cannot be used: {error}"
+            );
+            continue;
+        }
+        match reloader.reload(rules).await {
+            Ok(()) => tracing::info!(rules = rules.len(), keys = keys.len(), "SIGHUP: new rules taken"),
+            Err(error) => tracing::error!(
+                keys = keys.len(),
+                "SIGHUP: the old rules stay, for the new ones cannot be used; keys were taken: {error}"
+            ),
         }
     }
     std::future::pending().await
@@ -191,9 +216,11 @@ async fn reload_on_hangup(mut loader: Loader, started: &Loaded, reloader: &Reloa
 
 /// Whoever changes a setting and sends SIGHUP would else believe that it is in force.
 fn tell_what_stays(changed: &[String]) {
+    let changed: Vec<&str> =
+        changed.iter().map(String::as_str).filter(|key| *key != "auth.keys_file").collect();
     if !changed.is_empty() {
         tracing::warn!(
-            "SIGHUP: {} changed since the start, which needs a restart: only rules change without one",
+            "SIGHUP: {} changed since the start, which needs a restart: only rules, roles and keys change without one",
             changed.join(", ")
         );
     }

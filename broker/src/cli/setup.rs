@@ -6,7 +6,9 @@
 //! generation.
 
 mod checks;
+mod grants;
 pub(super) mod locks;
+pub(super) mod moving;
 pub(super) mod outbox;
 mod plan;
 mod preconditions;
@@ -23,6 +25,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+pub use self::moving::Carrier;
 use self::plan::{Action, Current, Step};
 use self::preconditions::Server;
 pub(super) use self::preconditions::replication_denied;
@@ -44,6 +47,7 @@ use self::embedded::migrations;
 #[command(after_help = "Examples:
   walcast setup
   walcast setup --broker-role walcast --publisher app
+  walcast setup --carrier both --compat    # moving over from LISTEN/NOTIFY
   walcast setup --source outbox        # without logical replication, or through a pooler
   walcast setup --print-sql            # every statement, grouped by who runs it
   walcast setup --print-sql=owner | psql -U owner mydb
@@ -63,6 +67,12 @@ pub struct SetupArgs {
     /// Without a configuration file: take all tables out of the publication, since no rule names one
     #[arg(long)]
     pub no_tables: bool,
+    /// What carries walcast.notify from now on; without it, what did before, at first walcast
+    #[arg(long)]
+    pub carrier: Option<Carrier>,
+    /// Make the schema walcast_compat, whose pg_notify calls walcast.notify, for a search_path
+    #[arg(long)]
+    pub compat: bool,
     /// Print the statements for psql instead of running them: all, or those of dba, owner or broker
     #[arg(long, value_name = "WHO", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     pub print_sql: Option<Audience>,
@@ -115,6 +125,10 @@ pub struct SetupOptions {
     pub publishers: Vec<String>,
     /// Go on where a dead broker can fill the server's disk.
     pub accept_unbounded_wal: bool,
+    /// What carries `walcast.notify`; `None`: what did before.
+    pub carrier: Option<Carrier>,
+    /// Whether there is to be a `pg_notify` that calls `walcast.notify`. One that is there stays.
+    pub compat: bool,
     /// Limit for each lock, and for the transactions that creating a slot or switching publishers over waits for.
     pub lock_timeout: Duration,
 }
@@ -131,6 +145,8 @@ impl Default for SetupOptions {
             broker_role: None,
             publishers: Vec::new(),
             accept_unbounded_wal: false,
+            carrier: None,
+            compat: false,
             lock_timeout: Duration::from_secs(30),
         }
     }
@@ -298,8 +314,8 @@ async fn set_up(client: &mut Client, options: &SetupOptions, report: &mut Report
     if options.kind == SourceKind::Outbox {
         let switched;
         (*report, switched) = outbox::setup(client, options).await?;
-        if switched {
-            switch::settle(client, options.lock_timeout, report).await;
+        if let Some(meanwhile) = switched {
+            switch::settle(client, options.lock_timeout, meanwhile, report).await;
         }
         return Ok(());
     }
@@ -316,6 +332,7 @@ async fn set_up_in_session(
 ) -> Result<(), SetupError> {
     let server = Server::read(client, options).await?;
     server.refuse(options)?;
+    moving::refuse(client, options).await?;
     checks::roles(client, options).await?;
     checks::tables(client, options, server.version()).await?;
     let current = Current::read(client, options, server.version()).await?;
@@ -328,8 +345,10 @@ async fn set_up_in_session(
         take(client, options, &step).await?;
         report.steps.push(step.what);
         // Before anything else, which may fail: a later run finds publishers switched over, and asks no more.
-        if step.switches && current.switches_publishers(options) {
-            switch::settle(client, options.lock_timeout, report).await;
+        if step.switches
+            && let Some(meanwhile) = current.switches_publishers(options)
+        {
+            switch::settle(client, options.lock_timeout, meanwhile, report).await;
         }
     }
     if let Some(role) = &options.broker_role {

@@ -8,12 +8,10 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use walcast_client::wire::{Op, Reset, TopicPattern};
-use walcast_client::{After, Client, Event, EventsRequest, Message, Stream, Transport};
+use walcast_client::{After, Event, EventsRequest, Message, Stream, Transport};
 
+use super::access::Access;
 use super::exit::{self, Failure};
-
-/// Where a broker listens by default.
-pub(super) const URL: &str = "http://127.0.0.1:8480";
 
 /// Print events as they come.
 ///
@@ -24,19 +22,19 @@ Examples:
   walcast tail vm/host-17
   walcast tail 'vm/*' jobs/done --json | jq .data
   walcast tail '**' --after earliest --transport ws
+  walcast tail vm/host-17 --url https://broker:8480 --token-file /run/secrets/walcast
 
 When the broker stops or restarts, tail ends with 69 and names the cursor to go on from, by --after.
 
 With --json each line is an event; where events may be missing, a line {\"reset\": {\"reason\", \"resume\"}}.
 
-Exit codes: 0 ended by Ctrl-C or --limit, 64 wrong usage, 69 broker not available, 1 anything else.")]
+Exit codes: 0 ended by Ctrl-C or --limit, 64 wrong usage, 69 broker not available, 77 not allowed, 1 anything else.")]
 pub struct Args {
     /// Topics, or patterns: `*` is one segment, a final `**` the rest.
     #[arg(required = true, value_name = "TOPIC")]
     topics: Vec<TopicPattern>,
-    /// Base URL of the broker.
-    #[arg(long, env = "WALCAST_URL", default_value = URL)]
-    url: String,
+    #[command(flatten)]
+    access: Access,
     /// How to wait: poll, sse or ws.
     #[arg(long, default_value = "sse")]
     transport: Transport,
@@ -81,7 +79,7 @@ async fn follow(
     remarks: &mut impl Write,
 ) -> Result<(), Failure> {
     let request = EventsRequest::new(args.topics.iter().cloned()).after(args.after.unwrap_or_default());
-    let mut stream = Client::new(&args.url)?.open(args.transport, request).await?;
+    let mut stream = args.access.client()?.open(args.transport, request).await?;
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {
         let message = stream.next().await.map_err(|error| resumable(error.into(), &stream))?;
@@ -243,7 +241,14 @@ mod tests {
 
     fn args(url: String, json: bool, limit: Option<u64>) -> Args {
         let topics = vec!["vm/a".parse().unwrap()];
-        Args { topics, url, transport: Transport::Poll, after: Some(After::Now), json, limit }
+        Args {
+            topics,
+            access: Access::to(url),
+            transport: Transport::Poll,
+            after: Some(After::Now),
+            json,
+            limit,
+        }
     }
 
     fn page(events: &[String]) -> String {

@@ -14,7 +14,7 @@ use tokio_postgres::types::Type;
 
 use super::setup::statements::{self, ident};
 use super::setup::tries::{Refused, Tries};
-use super::setup::{Report, SetupError, begin, end, locks, outbox};
+use super::setup::{Report, SetupError, begin, end, locks, moving, outbox};
 use crate::source::SourceKind;
 
 mod rights;
@@ -257,11 +257,15 @@ async fn try_to_remove(
     outbox::begin(transaction.client(), tries.left()).await?;
     rights::refuse(transaction.client(), options).await?;
     tries.limit(transaction.client()).await.map_err(failed)?;
-    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), to_regnamespace('walcast') IS NOT NULL,
-        to_regclass('walcast.granted') IS NOT NULL";
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), to_regnamespace('walcast') IS NOT NULL,
+            to_regclass('walcast.granted') IS NOT NULL, {}",
+        moving::EXISTS
+    );
     let found =
-        transaction.query_typed_one(sql, &[(&options.publication, Type::TEXT)]).await.map_err(failed)?;
+        transaction.query_typed_one(&sql, &[(&options.publication, Type::TEXT)]).await.map_err(failed)?;
     let (publication, schema, grants): (bool, bool, bool) = (found.get(0), found.get(1), found.get(2));
+    let compat: bool = found.get(3);
     let mut steps = Vec::new();
     // First, for they call what is in the schema.
     for row in transaction.query_typed(TRIGGERS, &[]).await.map_err(failed)? {
@@ -293,18 +297,21 @@ async fn try_to_remove(
     }
     let leads = schema && leads(&transaction).await.map_err(failed)?;
     if schema {
-        if let Err((statement, error)) = drop_schema(&transaction).await {
+        if let Err((statement, error)) = drop_schema(&transaction, compat).await {
             transaction.rollback().await.map_err(failed)?;
             return Err(match error.as_db_error() {
                 Some(db) if *db.code() == SqlState::DEPENDENT_OBJECTS_STILL_EXIST => {
                     SetupError::Blocked(format!(
-                        "objects outside the schema walcast use it: {}; drop or change them and run teardown again",
+                        "other objects use the schema walcast, or lie in walcast_compat: {}; drop or change them and run teardown again",
                         db.detail().unwrap_or("unknown").replace('\n', "; ")
                     ))
                     .into()
                 }
                 _ => locks::refusal(client, "dropping the schema walcast", &statement, &error, "").await,
             });
+        }
+        if compat {
+            steps.push(format!("schema {}: dropped", moving::SCHEMA));
         }
         steps.push("schema walcast: dropped".into());
     }
@@ -335,7 +342,11 @@ async fn leads(transaction: &tokio_postgres::Transaction<'_>) -> Result<bool, to
 /// The statement that was refused, and why.
 async fn drop_schema(
     transaction: &tokio_postgres::Transaction<'_>,
+    compat: bool,
 ) -> Result<(), (String, tokio_postgres::Error)> {
+    for statement in moving::DROP.into_iter().filter(|_| compat) {
+        transaction.batch_execute(statement).await.map_err(|error| (statement.to_owned(), error))?;
+    }
     let sql = "SELECT 'DROP TABLE ' || string_agg(oid::regclass::text, ', ') FROM pg_class
             WHERE relnamespace = 'walcast'::regnamespace AND relkind IN ('r', 'p')
         UNION ALL SELECT 'DROP ROUTINE ' || string_agg(oid::regprocedure::text, ', ') FROM pg_proc

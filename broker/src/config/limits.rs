@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Config;
+use crate::auth;
 use crate::node::Role;
 use crate::units::{KIB, MIB};
 
@@ -54,8 +55,9 @@ pub(super) fn check(config: &Config) -> Result<(), Broken> {
     time("http.write_timeout", http.write_timeout, "1s", "10m")?;
     size("http.state_answer_bytes_max", http.state_answer_bytes_max, KIB, 1024 * MIB)?;
     size("http.body_bytes_max", http.body_bytes_max, KIB, 64 * MIB)?;
-    loopback("http.listen", http.listen, http.insecure)?;
-    loopback("admin.listen", config.admin.listen, http.insecure)?;
+    browsers(&config.auth)?;
+    reachable("http.listen", http.listen, config)?;
+    reachable("admin.listen", config.admin.listen, config)?;
     config.log.filter().map(drop).map_err(|cause| Broken {
         key: "log.level",
         cause,
@@ -75,7 +77,7 @@ fn redis(config: &Config) -> Result<(), Broken> {
     config.redis.check().map_err(|error| Broken {
         key: "redis.url",
         cause: error.to_string(),
-        remedy: "write it as redis://user:password@host:6379, or rediss:// for TLS".into(),
+        remedy: "docs/configuration.md has all forms".into(),
     })
 }
 
@@ -149,13 +151,46 @@ fn unusable(key: &'static str, value: impl Display, expected: &str) -> Broken {
     Broken { key, cause: format!("`{value}` is no usable name"), remedy: format!("choose {expected}") }
 }
 
-fn loopback(key: &'static str, address: SocketAddr, insecure: bool) -> Result<(), Broken> {
-    if address.ip().is_loopback() || insecure {
+/// What could never match is a mistake.
+fn browsers(auth: &auth::Config) -> Result<(), Broken> {
+    let token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if auth.cookie.is_empty() || !auth.cookie.chars().all(token) {
+        return Err(unusable("auth.cookie", &auth.cookie, "letters, digits, `_`, `-` and `.`"));
+    }
+    let origin = |text: &str| {
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+        !host.is_empty() && !host.contains(['/', '?', '#', '@', '*', ' '])
+    };
+    match auth.origins.iter().find(|text| !origin(text)) {
+        None => Ok(()),
+        Some(text) => Err(Broken {
+            key: "auth.origins",
+            cause: format!("`{text}` is no origin"),
+            remedy: "write scheme and host, such as https://app.example, without a path or a final slash"
+                .into(),
+        }),
+    }
+}
+
+/// Beyond loopback strangers come, and tokens go over a network.
+fn reachable(key: &'static str, address: SocketAddr, config: &Config) -> Result<(), Broken> {
+    let http = &config.http;
+    if address.ip().is_loopback() || http.insecure {
         return Ok(());
     }
+    let (cause, remedy) = match (!config.asks(), config.tls.certificate.is_some() || http.behind_tls_proxy) {
+        (false, true) => return Ok(()),
+        (true, _) => ("nobody is asked who they are", "add a [[key]] (`walcast token` makes one)"),
+        (false, false) => (
+            "tokens would go there as they are",
+            "set tls.certificate and tls.key, or http.behind_tls_proxy = true where a proxy encrypts",
+        ),
+    };
     Err(Broken {
         key,
-        cause: format!("{address} is reachable from other machines, and nobody is asked who they are"),
-        remedy: "listen on 127.0.0.1 behind a proxy, or set http.insecure = true".into(),
+        cause: format!("{address} is reachable from other machines, and {cause}"),
+        remedy: format!(
+            "{remedy}; or listen on 127.0.0.1; or, where nobody else can be, set http.insecure = true"
+        ),
     })
 }

@@ -7,8 +7,9 @@ use super::{ConfigError, DOCUMENT, parse};
 /// What the names of all our variables begin with.
 const PREFIX: &str = "WALCAST_";
 /// Read by others than the configuration: flags of commands, tests and their tools.
-const ELSEWHERE: [&str; 8] = [
+const ELSEWHERE: [&str; 9] = [
     "CONFIG",
+    "TOKEN",
     "DATABASE_URL",
     "URL",
     "SABOTAGE",

@@ -20,6 +20,7 @@ impl Hub {
                 relay.release(&mut woken);
             }
             if !std::mem::replace(&mut inner.follows, true) {
+                inner.line.iter_mut().for_each(|line| line.others_led = true);
                 inner.retained = Retained::default();
                 // Who waits for values to become exact asks for them now.
                 inner.registry.wake_parked(&mut woken);

@@ -190,6 +190,8 @@ struct Line {
     epoch: Epoch,
     head: Position,
     replay_until: Position,
+    /// Another hub led on this line, and may have told more than is known here.
+    others_led: bool,
     /// The floor was last raised to here by a gap rather than by eviction.
     gap: Position,
     withdrawn: Withdrawn,
@@ -391,7 +393,7 @@ impl Inner {
         match &batch.note {
             None => {}
             Some(Note::Start { replay_until, quiet_from }) => {
-                line.replay_until = *replay_until;
+                (line.replay_until, line.others_led) = (*replay_until, false);
                 if fresh && *quiet_from < batch.after {
                     self.history.restart(*quiet_from);
                 }
@@ -483,6 +485,7 @@ impl Inner {
                     epoch,
                     head: after,
                     replay_until: after,
+                    others_led: self.follows,
                     gap: Position::ZERO,
                     withdrawn: Withdrawn::default(),
                     encoder: Encoder::new(epoch),

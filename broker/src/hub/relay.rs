@@ -22,6 +22,10 @@ const EVENTS_MAX: usize = 1_000;
 /// Bytes of one page's events, beyond which no further unit is taken.
 const BYTES_MAX: usize = 1 << 20;
 
+/// Where nothing is told for so long, others hear that. Of a log that is bytes: who takes over begins where it stands, and
+/// must not have to read again what was quiet.
+const QUIET_MAX: u64 = 16 << 20;
+
 /// What is to be carried next.
 #[derive(Clone, Debug)]
 pub struct Relayed {
@@ -286,7 +290,8 @@ impl Inner {
             let due = relay.remarks.iter().filter(|(at, _)| *at <= upto);
             remarks.extend(due.map(|(_, remark)| remark.clone()));
         }
-        let tells = !events.is_empty() || !remarks.is_empty();
+        let quiet = upto.major.saturating_sub(relay.carried.major);
+        let tells = !events.is_empty() || !remarks.is_empty() || quiet >= QUIET_MAX;
         if tells || relay.begins || inexact != relay.inexact {
             let after = relay.carried;
             let upto = if tells { upto } else { after };

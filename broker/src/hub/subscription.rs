@@ -36,7 +36,7 @@ pub enum From {
 pub enum Delivery {
     /// Events, in order, never ending inside a unit (events that share a position).
     Events(Vec<Arc<Encoded>>),
-    /// All current values that were asked for and that no event behind [`Subscription::cursor`] tells. Their
+    /// All current values that were asked for, if any, and that no event behind [`Subscription::cursor`] tells. Their
     /// own cursors say where they were set; from there one cannot go on.
     Values(CurrentValues),
     /// Events may be missing before what follows; the subscription goes on from `resume` by itself.
@@ -152,8 +152,8 @@ impl Subscription {
             }
             From::After(cursor) => {
                 epoch = cursor.epoch;
-                // The hub that this one follows may have told more than has come here.
-                if epoch == line.epoch && cursor.position > now && !inner.follows {
+                // Until our own stream begins we may know less than others were told.
+                if epoch == line.epoch && cursor.position > now && !line.others_led {
                     reset = Some(ResetReason::Gap);
                 }
                 (cursor.position, Values::Done)
@@ -390,12 +390,20 @@ impl Subscription {
                 // While it waited, what it would now be told of may have become void.
                 _ => match self.reset_reason(inner).filter(|_| wanted) {
                     Some(reason) => return Poll::Ready(self.begin_again(inner, reason)),
+                    // There are none. Said all the same where events follow: else a client that is cut behind the first
+                    // of them had no cursor, and elsewhere history may begin later.
+                    None if wanted && self.pending(inner) => Vec::new(),
                     None => return self.poll_events(inner, cx, limit),
                 },
             }
         };
         self.cursor = Cursor::new(self.epoch, self.position);
         Poll::Ready(Delivery::Values(CurrentValues::new(self.epoch, values)))
+    }
+
+    /// There may be something behind the position.
+    fn pending(&self, inner: &mut Inner) -> bool {
+        inner.registry.get(self.id).is_some_and(|waiter| waiter.pending_after.is_some())
     }
 
     fn poll_events(&mut self, inner: &mut Inner, cx: &mut Context<'_>, limit: usize) -> Poll<Delivery> {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -22,6 +22,7 @@ use walcast_wire::ProblemCode;
 pub mod http;
 mod refusal;
 mod socket;
+pub mod tls;
 
 pub use socket::Socket;
 
@@ -99,12 +100,13 @@ impl House {
     }
 }
 
-/// Serves connections of `listener` until `drain` fires; then stops accepting and returns once every one has
+/// Serves connections of `listener`, by TLS where there is a certificate, until `drain` fires; then stops accepting and returns once every one has
 /// ended. Dropping the future cuts what is left, so the caller bounds the drain with a timeout.
 pub async fn serve(
     listener: TcpListener,
     service: Arc<impl Serve>,
     limits: Limits,
+    tls: Option<tls::Current>,
     drain: CancellationToken,
 ) {
     let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
@@ -141,12 +143,17 @@ pub async fn serve(
         };
         backoff = None;
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            let socket = Socket::new(stream, Arc::clone(&house), slot);
-            let serving = Box::pin(Arc::clone(&service).serve(socket, Arc::clone(&house)));
+            let (service, at) = (Arc::clone(&service), Arc::clone(&house));
+            let opening = open(stream, tls.as_ref(), Arc::clone(&house), slot);
+            let serving = Box::pin(async move {
+                if let Some(socket) = opening.await {
+                    service.serve(socket, at).await;
+                }
+            });
             house.tasks.spawn(cut_off(serving, Arc::clone(&house)));
         } else if let Ok(slot) = Arc::clone(&shed).try_acquire_owned() {
             // The socket lingers on drop, so that the answer is not lost to a reset.
-            house.tasks.spawn(refuse(Socket::new(stream, Arc::clone(&house), slot)));
+            house.tasks.spawn(refuse(open(stream, tls.as_ref(), Arc::clone(&house), slot)));
         }
     }
     drop(listener);
@@ -159,10 +166,51 @@ fn is_peers(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn refuse(mut socket: Socket) {
+/// The socket; with a certificate, once hands were shaken.
+fn open(
+    stream: TcpStream,
+    tls: Option<&tls::Current>,
+    house: Arc<House>,
+    slot: OwnedSemaphorePermit,
+) -> impl Future<Output = Option<Socket>> + Send + use<> {
+    let certificate = tls.map(|tls| Arc::clone(&tls.borrow()));
+    async move {
+        match certificate {
+            None => Some(Socket::new(tls::Stream::Plain(stream), house, slot)),
+            Some(certificate) => shake_hands(stream, certificate, house, slot).await,
+        }
+    }
+}
+
+/// The socket, once both sides agree on their keys. Boxed: what it takes is needed once, and a connection lives long.
+fn shake_hands(
+    stream: TcpStream,
+    certificate: Arc<rustls::ServerConfig>,
+    house: Arc<House>,
+    slot: OwnedSemaphorePermit,
+) -> Pin<Box<dyn Future<Output = Option<Socket>> + Send>> {
+    Box::pin(async move {
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(house.limits.head_timeout, tls::accept(stream, certificate)) => shaken.ok()?,
+            () = house.drain.cancelled() => return None,
+        };
+        match shaken {
+            Ok(stream) => Some(Socket::new(stream, house, slot)),
+            // The other side's affair: it does not trust us, or speaks something else.
+            Err(error) => {
+                tracing::debug!(%error, "no TLS");
+                None
+            }
+        }
+    })
+}
+
+async fn refuse(opening: impl Future<Output = Option<Socket>>) {
+    let Some(mut socket) = opening.await else { return };
     let answer = refusal::answer(ProblemCode::Overloaded, "too many connections; retry later");
     // Within the write timeout; a peer that hangs up loses only its answer.
     let _ = socket.write_all(&answer).await;
+    let _ = socket.flush().await;
 }
 
 /// Lets it take its time, unless patience ends.

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
+use super::tls::Stream;
 use super::{HEAD_BYTES_MAX, House, refusal};
 
 /// How long a closed connection is read from, so that bytes under way do not reset it.
@@ -28,7 +29,7 @@ const SLICES: usize = 64;
 #[derive(Debug)]
 pub struct Socket {
     /// Present until drop.
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     house: Arc<House>,
     slot: Option<OwnedSemaphorePermit>,
     /// Runs while the peer takes nothing.
@@ -68,7 +69,7 @@ pub(super) fn tune(listener: &TcpListener) {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, house: Arc<House>, slot: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(stream: Stream, house: Arc<House>, slot: OwnedSemaphorePermit) -> Self {
         Self {
             stream: Some(stream),
             house,
@@ -154,9 +155,8 @@ impl Socket {
                 }
                 slices[0].advance(offset);
                 let slices = &slices[..batch.len()];
-                let write = |stream: Pin<&mut TcpStream>, cx: &mut Context<'_>| {
-                    stream.poll_write_vectored(cx, slices)
-                };
+                let write =
+                    |stream: Pin<&mut Stream>, cx: &mut Context<'_>| stream.poll_write_vectored(cx, slices);
                 let mut taken = match ready!(self.poll_progress(cx, write))? {
                     0 if slices.iter().any(|slice| !slice.is_empty()) => {
                         return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -173,7 +173,8 @@ impl Socket {
                 }
                 offset = taken;
             }
-            Poll::Ready(Ok(()))
+            // Of a stream that encrypts, some may still be on this side.
+            self.poll_progress(cx, |stream, cx| stream.poll_flush(cx).map_ok(|()| 0)).map_ok(drop)
         })
         .await
     }
@@ -186,7 +187,7 @@ impl Socket {
     fn poll_inner<T>(
         &mut self,
         cx: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        poll: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match &mut self.stream {
             Some(stream) => poll(Pin::new(stream), cx),
@@ -198,7 +199,7 @@ impl Socket {
     fn poll_progress(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         match self.poll_inner(cx, write) {
             Poll::Ready(Ok(written)) => {
@@ -296,7 +297,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_inner(cx, |stream, cx| stream.poll_flush(cx))
+        self.poll_progress(cx, |stream, cx| stream.poll_flush(cx).map_ok(|()| 0)).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -352,6 +353,7 @@ mod tests {
 
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpStream;
     use tokio::sync::Semaphore;
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
@@ -385,7 +387,7 @@ mod tests {
         let (drain, kill) = (CancellationToken::new(), CancellationToken::new());
         let house = Arc::new(House { limits, drain, tasks: TaskTracker::new(), kill });
         let slot = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        (Socket::new(listener.accept().await.unwrap().0, house, slot), peer)
+        (Socket::new(Stream::Plain(listener.accept().await.unwrap().0), house, slot), peer)
     }
 
     proptest! {

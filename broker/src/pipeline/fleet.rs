@@ -200,8 +200,7 @@ impl Way {
         Some(())
     }
 
-    /// One thing on, or a pause where that fails.
-    /// Whether another broker leads.
+    /// One thing on, or a pause where that fails; whether it failed because another broker leads.
     async fn go(&mut self, fence: Option<Fence>) -> bool {
         let Some(fence) = fence else { return false };
         let Err(error) = self.step(fence).await else {
@@ -331,9 +330,24 @@ pub async fn follow(fleet: Fleet, mut follows: watch::Receiver<bool>) -> Result<
 pub async fn ask(fleet: Fleet, lane: Lane) -> Result<(), RedisError> {
     let asker = Asker::new(&fleet.redis, &fleet.source)?;
     let mut pause = Pause::new();
+    let mut failed = false;
     loop {
-        let question = poll_fn(|cx| fleet.hub.poll_wanted(lane, cx)).await;
-        match asker.values(&question).await {
+        let wanted = poll_fn(|cx| fleet.hub.poll_wanted(lane, cx));
+        let question = tokio::select! {
+            biased;
+            question = wanted => question,
+            // Nobody may ask for long, and then nobody would say that all is well again.
+            () = tokio::time::sleep(CHECK), if failed => Vec::new(),
+        };
+        if question.is_empty() && !fleet.hub.follows() {
+            // Who leads knows all values.
+            failed = false;
+            fleet.health.well(Part::Asking);
+            continue;
+        }
+        let asked = asker.values(&question).await;
+        failed = asked.is_err();
+        match asked {
             Ok(answer) => {
                 let holds = answer.inexact.is_empty()
                     && fleet.hub.head().is_some_and(|head| head.position <= answer.at);

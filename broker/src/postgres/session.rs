@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::connect::{Attempts, Failed, check_server};
 use super::dsn::Target;
 use super::error::{ConnectError, ConnectErrorKind};
+use super::listener::{Notice, drive};
 use super::overheard::{Established, LastWords, Overheard};
 use super::password::Secret;
 use super::socket::Socket;
@@ -98,13 +99,32 @@ impl Session {
         application_name: &str,
         tell: Arc<watch::Sender<SessionState>>,
     ) -> Result<Self, ConnectError> {
+        Self::reach(target, application_name, tell, None).await
+    }
+
+    /// As [`Session::connect`]; `hear` gets its notifications, and ends with the session.
+    pub(super) async fn connect_and_hear(
+        target: &Target,
+        application_name: &str,
+        hear: mpsc::Sender<Notice>,
+    ) -> Result<Self, ConnectError> {
+        let tell = Arc::new(watch::Sender::new(SessionState::None));
+        Self::reach(target, application_name, tell, Some(hear)).await
+    }
+
+    async fn reach(
+        target: &Target,
+        application_name: &str,
+        tell: Arc<watch::Sender<SessionState>>,
+        hear: Option<mpsc::Sender<Notice>>,
+    ) -> Result<Self, ConnectError> {
         let mut attempts = Attempts::new(target).await?;
         loop {
             let mut attempt = attempts.next().await?;
             let rest = attempt.split();
             let at = attempt.at.clone();
             let config = client_config(target, application_name, &attempt.socket, attempt.password.as_ref());
-            let startup = startup(target, &at, &config, attempt.socket, &tell);
+            let startup = startup(target, &at, &config, attempt.socket, &tell, hear.clone());
             let late =
                 || ConnectError::new(ConnectErrorKind::Network, &at, "no answer to the startup in time");
             match tokio::time::timeout_at(attempt.deadline, startup).await.unwrap_or_else(|_| Err(late())) {
@@ -168,11 +188,12 @@ async fn startup(
     config: &tokio_postgres::Config,
     socket: Socket,
     tell: &Arc<watch::Sender<SessionState>>,
+    hear: Option<mpsc::Sender<Notice>>,
 ) -> Result<Session, ConnectError> {
     let failed = |error| ConnectError::from_client(at, &error);
     let (socket, last_words) = Overheard::new(socket);
     let (client, connection) = config.connect_raw(socket, Established).await.map_err(failed)?;
-    let mut connection = Box::pin(connection);
+    let mut connection = Box::new(connection);
     let rows = tokio::select! {
         rows = client.simple_query(after_connect(target.pooled)) => rows.map_err(failed)?,
         ended = &mut connection => {
@@ -192,7 +213,13 @@ async fn startup(
     let task = AbortOnDropHandle::new(tokio::spawn({
         let cut = cut.clone();
         async move {
-            let closed = match cut.run_until_cancelled(&mut connection).await {
+            let driven = async {
+                match hear {
+                    None => connection.await,
+                    Some(hear) => drive(connection, hear).await,
+                }
+            };
+            let closed = match cut.run_until_cancelled(driven).await {
                 Some(result) => how_it_ended(result, &last_words),
                 None => Closed::Lost("it no longer answers".to_owned()),
             };

@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use walcast_wire::{Cursor, Epoch, Position};
+
 use crate::event::Changes;
+use crate::hub::Hub;
 use crate::router::TableRule;
 
 pub mod config;
@@ -69,4 +72,47 @@ pub trait Source: Send {
 
     /// Ends the stream and releases what it holds of the server.
     fn close(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// From where on nothing was published before a stream that begins at `from`. What is `noted` to be quiet lies before the
+/// floor; behind it much may have been published up to a stream that begins there.
+fn quiet_from(noted: Option<Position>, at_floor: bool, from: u64) -> Position {
+    let begin = Position::before(from);
+    noted.filter(|_| at_floor).unwrap_or(begin).min(begin)
+}
+
+/// On which number line, and up to where, a stream need not repeat what was `published` here: it may have waited for the
+/// hub while that began to follow another broker, and not have been taken.
+fn known(hub: &Hub, published: Option<(Epoch, u64)>) -> Option<(Epoch, u64)> {
+    published.filter(|(epoch, upto)| {
+        let reached = |head: Cursor| head.epoch == *epoch && head.position >= Position::before(*upto);
+        !hub.follows() || hub.head().is_some_and(reached)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::hub::Config as HubConfig;
+    use crate::hub::page::Page;
+
+    #[test]
+    fn what_was_published_is_known_unless_a_hub_that_follows_did_not_get_there() {
+        let hub = Hub::new(HubConfig::default());
+        let published = Some((Epoch(1), 100));
+        assert_eq!(known(&hub, published), published);
+        hub.follow_others();
+        assert_eq!(known(&hub, published), None);
+        let follow = |after: Position, upto: Position| {
+            let page = Page { epoch: Epoch(1), after, upto, remarks: Vec::new(), events: Vec::new() };
+            hub.follow(&page, Instant::now());
+        };
+        follow(Position::new(50, 1), Position::new(99, 7));
+        assert_eq!(known(&hub, published), None);
+        follow(Position::new(99, 7), Position::new(100, 0));
+        assert_eq!(known(&hub, published), published);
+        assert_eq!(known(&hub, Some((Epoch(2), 1))), None);
+    }
 }

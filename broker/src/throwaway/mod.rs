@@ -90,7 +90,7 @@ impl Options {
             bin_dir: std::env::var_os("WALCAST_TEST_POSTGRES").map(PathBuf::from),
             fsync: false,
             max_connections: 300,
-            max_replication_slots: 100,
+            max_replication_slots: 400,
             max_wal_senders: 100,
             ..Self::default()
         }

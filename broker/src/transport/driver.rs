@@ -20,6 +20,7 @@ use super::pieces::Pieces;
 use super::problem::Refusal;
 use super::reply::{self, Reply};
 use super::{App, events, long_poll, sse, state, websocket};
+use crate::auth::Key;
 use crate::listen::{HEAD_BYTES_MAX, House, Serve, Socket, http};
 
 /// Headers of one request, as many as hyper takes.
@@ -50,7 +51,7 @@ struct Call {
 
 enum What {
     Events(events::Call),
-    State(state::Question),
+    State(Arc<Key>, state::Question),
     Socket(websocket::Call),
 }
 
@@ -92,15 +93,15 @@ fn hand_over(socket: Socket, router: &Router, house: &Arc<House>) -> Doing<'stat
 fn answer<'a>(app: &'a Arc<App>, socket: &'a mut Socket, call: Call) -> Doing<'a, Next> {
     let close = call.close;
     match call.what {
-        Ok(What::Events(events::Call::Poll(ask))) => match long_poll::Wait::begin(app, ask) {
+        Ok(What::Events(events::Call::Poll(key, ask))) => match long_poll::Wait::begin(app, key, ask) {
             Ok(mut wait) => whole(app, socket, close, move |cx| wait.poll(app, cx)),
             Err(refusal) => say(app, socket, refusal.into_reply(), close),
         },
-        Ok(What::State(question)) => match state::Wait::begin(app, question) {
+        Ok(What::State(key, question)) => match state::Wait::begin(app, key, question) {
             Ok(mut wait) => whole(app, socket, close, move |cx| wait.poll(app, cx)),
             Err(refusal) => say(app, socket, refusal.into_reply(), close),
         },
-        Ok(What::Events(events::Call::Stream(ask))) => match sse::open(Arc::clone(app), ask) {
+        Ok(What::Events(events::Call::Stream(key, ask))) => match sse::open(Arc::clone(app), key, ask) {
             Ok(events) => stream(socket, events),
             Err(refusal) => say(app, socket, refusal.into_reply(), close),
         },
@@ -166,12 +167,11 @@ fn read(app: &App, bytes: &[u8]) -> (Head, usize) {
     if body || request.header("expect").is_some() || target.contains('#') {
         return (Head::Other, 0);
     }
-    let config = &app.config;
     let what = match path {
-        "/v1/events" => events::read(&request, config).map(What::Events),
-        "/v1/ws" => websocket::read(&request, config).map(What::Socket),
+        "/v1/events" => events::read(&request, app).map(What::Events),
+        "/v1/ws" => websocket::read(&request, app).map(What::Socket),
         _ if path.strip_prefix(state::PREFIX).is_some_and(|topic| !topic.is_empty()) => {
-            state::read(&request, config).map(What::State)
+            state::read(&request, app).map(|(key, question)| What::State(key, question))
         }
         _ => return (Head::Other, 0),
     };
@@ -255,6 +255,6 @@ fn websocket<'a>(app: &Arc<App>, socket: &'a mut Socket, call: websocket::Call) 
     let mut head = Pieces::default();
     reply::head(&mut head, StatusCode::SWITCHING_PROTOCOLS, &call.switching(), false);
     head.copy(b"\r\n");
-    let serving = websocket::run(Arc::clone(app), socket, head.into_chunks().collect(), call.ask);
+    let serving = websocket::run(Arc::clone(app), socket, head.into_chunks().collect(), call.key, call.ask);
     Box::pin(serving.map(|()| Next::End))
 }

@@ -12,7 +12,8 @@ use super::call::Request;
 use super::openapi::{EventsReplyDoc, ProblemDoc};
 use super::problem::Refusal;
 use super::query::{After, Ask};
-use super::{App, Config, long_poll, sse};
+use super::{App, door, long_poll, sse};
+use crate::auth::{Action, Key};
 
 const PARAMETERS: &[&str] = &["topic", "after", "wait", "limit", "client"];
 
@@ -39,6 +40,8 @@ const PARAMETERS: &[&str] = &["topic", "after", "wait", "limit", "client"];
             (String = "text/event-stream"),
         )),
         (status = 400, description = "`bad_topic`, `bad_cursor`, `bad_parameter`, `too_broad`", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`: no token, or none that is known", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the token does not grant it", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 410, description = "`cursor_expired`, `epoch_changed`, `gap`: go on from `resume`", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 429, description = "`overloaded`: come back after `Retry-After`", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 503, description = "`unavailable`: come back after `Retry-After`", body = ProblemDoc, content_type = "application/problem+json"),
@@ -46,15 +49,15 @@ const PARAMETERS: &[&str] = &["topic", "after", "wait", "limit", "client"];
 )]
 pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
     let request = Request { path: uri.path(), query: uri.query(), headers: &headers };
-    match read(&request, &app.config) {
-        Ok(Call::Poll(ask)) => {
-            let answer = match long_poll::Wait::begin(&app, ask) {
+    match read(&request, &app) {
+        Ok(Call::Poll(key, ask)) => {
+            let answer = match long_poll::Wait::begin(&app, key, ask) {
                 Ok(mut wait) => poll_fn(|cx| wait.poll(&app, cx)).await,
                 Err(refusal) => Err(refusal),
             };
             answer.unwrap_or_else(Refusal::into_reply).into_response()
         }
-        Ok(Call::Stream(ask)) => match sse::open(app, ask) {
+        Ok(Call::Stream(key, ask)) => match sse::open(app, key, ask) {
             Ok(stream) => stream.into_response(),
             Err(refusal) => refusal.into_response(),
         },
@@ -62,24 +65,26 @@ pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri, headers: Heade
     }
 }
 
-/// The two ways to be answered.
+/// The two ways to be answered, and who asks.
 #[derive(Debug)]
 pub(super) enum Call {
-    Poll(Ask),
-    Stream(Ask),
+    Poll(Arc<Key>, Ask),
+    Stream(Arc<Key>, Ask),
 }
 
-pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refusal> {
-    let mut ask = Ask::parse(request.query, PARAMETERS, config)?;
+pub(super) fn read(request: &Request<'_>, app: &App) -> Result<Call, Refusal> {
+    let key = app.admit(request)?;
+    let mut ask = Ask::parse(request.query, PARAMETERS, &app.config)?;
     if ask.topics.is_empty() {
         return Err(Refusal::parameter("`topic` is missing; name what to wait for"));
     }
+    door::check(&key, Action::Subscribe, &ask.topics)?;
     tracing::debug!(client = ask.client.as_deref(), topics = ask.topics.len(), "waits");
     if !wants_stream(request) {
-        return Ok(Call::Poll(ask));
+        return Ok(Call::Poll(key, ask));
     }
     ask.after = last_event_id(request).or(ask.after);
-    Ok(Call::Stream(ask))
+    Ok(Call::Stream(key, ask))
 }
 
 fn wants_stream(request: &Request<'_>) -> bool {

@@ -1,18 +1,17 @@
 //! Long-poll: one question, one answer, which always carries the cursor of the next question.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use tokio::time::Sleep;
 use walcast_wire::Cursor;
 
 use super::problem::{Refusal, retry_after};
 use super::query::Ask;
 use super::reply::{Reply, streamed};
-use super::session::{Page, Session};
+use super::session::{Late, Page, Session};
 use super::{App, waiters};
+use crate::auth::Key;
 use crate::hub::Encoded;
 
 /// Carries the cursor where no JSON is parsed.
@@ -28,15 +27,15 @@ enum Turn {
 /// A question that waits for its answer. Thousands are parked at a time: it is all that each of them needs.
 pub(super) struct Wait {
     session: Session,
-    late: Pin<Box<Sleep>>,
+    late: Late,
     limit: usize,
 }
 
 impl Wait {
-    pub(super) fn begin(app: &App, ask: Ask) -> Result<Self, Refusal> {
-        let late = tokio::time::sleep(ask.wait.unwrap_or(app.config.wait_default));
-        let session = Session::open(app, ask.topics, ask.after, waiters::name(ask.client, "poll"))?;
-        Ok(Self { session, late: Box::pin(late), limit: ask.limit })
+    pub(super) fn begin(app: &App, key: Arc<Key>, ask: Ask) -> Result<Self, Refusal> {
+        let late = Late::new(app, ask.wait.unwrap_or(app.config.wait_default));
+        let session = Session::open(app, key, ask.topics, ask.after, waiters::name(ask.client, "poll"))?;
+        Ok(Self { session, late, limit: ask.limit })
     }
 
     /// The answer, once there is something, or the time is up.
@@ -46,9 +45,9 @@ impl Wait {
         let turn = match self.session.poll_whole(cx, self.limit, bytes_max) {
             Poll::Ready(Ok(page)) => Turn::Page(page),
             Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal)),
-            Poll::Pending if app.leaving() => Turn::Leave,
+            Poll::Pending if self.session.ends(app) => Turn::Leave,
             Poll::Pending => {
-                std::task::ready!(self.late.as_mut().poll(cx));
+                std::task::ready!(self.late.poll(cx, || self.session.unsettled()));
                 Turn::Late
             }
         };

@@ -20,14 +20,17 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use walcast_wire::ProblemCode;
 
+use crate::auth::{self, Key, Keys};
 use crate::hub::Hub;
 use crate::listen::{self, Limits};
 
 mod beat;
 mod call;
+mod door;
 mod driver;
 mod events;
 mod frame;
+mod link;
 mod long_poll;
 pub mod openapi;
 mod pieces;
@@ -51,8 +54,10 @@ pub use waiters::Others;
 pub struct Config {
     /// Address and port of the HTTP API.
     pub listen: SocketAddr,
-    /// Listen beyond loopback although there is no authentication yet.
+    /// Listen beyond loopback although nobody is asked who they are, or tokens go over the network as they are.
     pub insecure: bool,
+    /// A proxy in front encrypts: listen beyond loopback without a certificate.
+    pub behind_tls_proxy: bool,
     /// Connections at a time; also bounded by the limit on open files.
     pub connections_max: usize,
     /// Topics and patterns of one request or WebSocket.
@@ -88,6 +93,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8480)),
             insecure: false,
+            behind_tls_proxy: false,
             connections_max: 10_000,
             topics_max: 100,
             wait_default: Duration::from_secs(50),
@@ -120,6 +126,8 @@ struct App {
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
     others: Arc<dyn Others>,
+    auth: auth::Config,
+    keys: watch::Receiver<Arc<Keys>>,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
 }
@@ -128,6 +136,17 @@ impl App {
     /// Clients are to go elsewhere. Whoever waits looks at this when its subscription's task is woken.
     fn leaving(&self) -> bool {
         self.drain.is_cancelled() || *self.away.borrow()
+    }
+
+    /// The same of one client, who has to come again also where its key does not hold any more.
+    fn ends(&self, key: &Key) -> bool {
+        self.leaving() || key.revoked()
+    }
+
+    /// Who sends this request.
+    fn admit(&self, request: &call::Request<'_>) -> Result<Arc<Key>, Refusal> {
+        let keys = Arc::clone(&self.keys.borrow());
+        door::admit(request, &keys, &self.auth)
     }
 
     /// Until they are, for whoever has no subscription.
@@ -140,20 +159,18 @@ impl App {
         }
     }
 
-    /// Wakes all who wait whenever they are to leave; never ends. One task does it for all, so that each of
+    /// Wakes all who wait whenever some are to leave; never ends. One task does it for all, so that each of
     /// thousands need not listen.
     async fn wake_leavers(&self) {
-        let mut away = self.away.clone();
-        let mut draining = false;
+        let (mut away, mut keys) = (self.away.clone(), self.keys.clone());
+        // Whoever could say so may be gone.
+        let (mut away_known, mut keys_known, mut draining) = (true, true, false);
         loop {
             tokio::select! {
                 () = self.drain.cancelled(), if !draining => draining = true,
-                changed = away.changed() => if changed.is_err() {
-                    // Whoever could say so is gone.
-                    self.drain.cancelled().await;
-                    self.hub.wake_all();
-                    return std::future::pending().await;
-                },
+                changed = away.changed(), if away_known => away_known = changed.is_ok(),
+                changed = keys.changed(), if keys_known => keys_known = changed.is_ok(),
+                else => return std::future::pending().await,
             }
             self.hub.wake_all();
         }
@@ -170,24 +187,38 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(openapi::openapi))
 }
 
+/// What the API is made of, beside its settings.
+pub struct Parts {
+    /// What clients wait at.
+    pub hub: Arc<Hub>,
+    /// Commits what they publish.
+    pub publisher: Arc<dyn Publisher>,
+    /// Knows who waits at other nodes.
+    pub others: Arc<dyn Others>,
+    /// How browsers may show their token.
+    pub auth: auth::Config,
+    /// Who is let in, at any moment.
+    pub keys: watch::Receiver<Arc<Keys>>,
+    /// The certificate, where there is one.
+    pub tls: Option<listen::tls::Current>,
+}
+
 /// Serves the HTTP API on `listener` until `drain` fires: then every wait answers with its cursor and asks the
 /// client to come back. So it does while `away` holds, and new waits are refused: another broker has what they
-/// wait for. Returns once every connection has ended; dropping the
-/// future cuts what is left.
+/// wait for. Returns once every connection has ended; dropping the future cuts what is left.
 pub async fn serve(
     listener: TcpListener,
     config: Config,
-    hub: Arc<Hub>,
-    publisher: Arc<dyn Publisher>,
-    others: Arc<dyn Others>,
+    parts: Parts,
     drain: CancellationToken,
     away: watch::Receiver<bool>,
 ) {
+    let Parts { hub, publisher, others, auth, keys, tls } = parts;
     let mut limits = config.limits();
     limits.connections_max = listen::connections_possible(limits.connections_max);
-    let app = Arc::new(App { config, hub, publisher, others, drain: drain.clone(), away });
+    let app = Arc::new(App { config, hub, publisher, others, auth, keys, drain: drain.clone(), away });
     let front = Arc::new(driver::Front { router: router(Arc::clone(&app)), app: Arc::clone(&app) });
-    let serving = listen::serve(listener, front, limits, drain);
+    let serving = listen::serve(listener, front, limits, tls, drain);
     tokio::select! {
         () = serving => {}
         () = app.wake_leavers() => {}

@@ -80,6 +80,9 @@ impl Refusal {
         if matches!(code, ProblemCode::Overloaded | ProblemCode::Unavailable) {
             reply = reply.with(header::RETRY_AFTER, retry_after());
         }
+        if code == ProblemCode::Unauthorized {
+            reply = reply.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         reply
     }
 }

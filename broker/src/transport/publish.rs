@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -16,10 +16,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use walcast_wire::{ProblemCode, Topic};
 
-use super::App;
+use super::call::Request;
 use super::openapi::{ProblemDoc, PublishDoc, PublishedDoc};
 use super::problem::Refusal;
 use super::query::Ask;
+use super::{App, door};
+use crate::auth::Action;
 
 /// Longest idempotency key, in characters.
 const KEY_CHARS_MAX: usize = 255;
@@ -95,6 +97,8 @@ struct Message {
     responses(
         (status = 200, description = "Committed", body = PublishedDoc),
         (status = 400, description = "`bad_body`, `bad_topic`, `bad_parameter`", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`: no token, or none that is known", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the token does not grant it", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 413, description = "`body_too_large`", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 422, description = "`rejected`, `idempotency_conflict`", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 503, description = "`unavailable`: come back after `Retry-After`", body = ProblemDoc, content_type = "application/problem+json"),
@@ -102,18 +106,24 @@ struct Message {
 )]
 pub(super) async fn publish(
     State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    Ask::parse(query.as_deref(), &[], &app.config)?;
+    let guest = app.admit(&Request { path: uri.path(), query: uri.query(), headers: &headers })?;
+    Ask::parse(uri.query(), &[], &app.config)?;
     let key = idempotency_key(&headers)?;
     if !is_json(&headers) {
         return Err(bad_body("the body is JSON; say so with `Content-Type: application/json`"));
     }
     let message = read(body, &headers, app.config.body_bytes_max).await?;
+    // The body may have taken its time.
+    if guest.revoked() {
+        return Err(Refusal::new(ProblemCode::Unauthorized, "the token was taken back"));
+    }
     let topic = Topic::new(&message.topic)
         .map_err(|error| Refusal::new(ProblemCode::BadTopic, format!("{:?}: {error}", message.topic)))?;
+    door::check(&guest, Action::Publish, &[topic.clone().into()])?;
     let published = app.publisher.publish(&topic, &message.data, key).await?;
     let Published { xid, duplicate } = published;
     Ok(Json(PublishedDoc { topic: topic.to_string(), xid, duplicate }).into_response())

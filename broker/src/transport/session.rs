@@ -1,18 +1,24 @@
 //! What every transport does: subscribe, then read page after page.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use tokio::time::{Instant, Sleep};
 use walcast_wire::{Cursor, ProblemCode, Reset, TopicPattern};
 
 use super::App;
 use super::problem::Refusal;
 use super::query::After;
+use crate::auth::Key;
 use crate::hub::roll::Name;
 use crate::hub::{CurrentValues, Delivery, Encoded, Subscription};
 
 /// Events taken from the hub at a time.
 const PIECE: usize = 64;
+/// How long a request waits for current values that this node has to ask others for, beyond what it allows.
+const ASKING_MAX: Duration = Duration::from_secs(2);
 /// A page takes no further events above this, so that no client, however slow, keeps more of evicted
 /// history alive than this and one piece.
 const PAGE_BYTES: usize = 1 << 20;
@@ -28,10 +34,35 @@ pub(crate) enum Page {
     Reset(Reset),
 }
 
+/// When a plain request is answered at the latest.
+pub(super) struct Late {
+    at: Pin<Box<Sleep>>,
+    /// Current values may have to be asked for, however little time was given.
+    asks: bool,
+}
+
+impl Late {
+    pub(super) fn new(app: &App, wait: Duration) -> Self {
+        Self { at: Box::pin(tokio::time::sleep(wait)), asks: app.hub.follows() }
+    }
+
+    /// Ready once the time is up; where current values are `unsettled` then, a little later.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, unsettled: impl FnOnce() -> bool) -> Poll<()> {
+        ready!(self.at.as_mut().poll(cx));
+        if std::mem::take(&mut self.asks) && unsettled() {
+            self.at.as_mut().reset(Instant::now() + ASKING_MAX);
+            ready!(self.at.as_mut().poll(cx));
+        }
+        Poll::Ready(())
+    }
+}
+
 /// One client's place, as a transport reads it.
 #[derive(Debug)]
 pub(crate) struct Session {
     subscription: Subscription,
+    /// Who reads.
+    key: Arc<Key>,
     /// Met while filling a page; the next page.
     reset: Option<Reset>,
     /// Behind the last page.
@@ -39,9 +70,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Begins to wait; under a name, where the client gave one.
+    /// Begins to wait for what the key grants; under a name, where the client gave one.
     pub(super) fn open(
         app: &App,
+        key: Arc<Key>,
         topics: Vec<TopicPattern>,
         after: Option<After>,
         name: Option<Name>,
@@ -54,7 +86,7 @@ impl Session {
             subscription.name(name);
         }
         let cursor = subscription.cursor();
-        Ok(Self { subscription, reset: None, cursor })
+        Ok(Self { subscription, key, reset: None, cursor })
     }
 
     /// What there is: at most `limit` events (more only to complete a unit). Else the task is woken once there
@@ -119,6 +151,11 @@ impl Session {
         )))
     }
 
+    /// The client is to come again: the broker goes away, or its key does not hold any more.
+    pub(crate) fn ends(&self, app: &App) -> bool {
+        app.ends(&self.key)
+    }
+
     /// Current values are wanted and not known yet, so there is no cursor to give.
     pub(crate) fn unsettled(&self) -> bool {
         self.reset.is_none() && self.subscription.unsettled()
@@ -157,8 +194,13 @@ impl Session {
         if self.reset.is_some() || other.reset.is_some() {
             return Some(other);
         }
-        let Self { subscription, reset, cursor } = other;
-        self.subscription.add(subscription).err().map(|subscription| Self { subscription, reset, cursor })
+        let Self { subscription, key, reset, cursor } = other;
+        self.subscription.add(subscription).err().map(|subscription| Self {
+            subscription,
+            key,
+            reset,
+            cursor,
+        })
     }
 }
 

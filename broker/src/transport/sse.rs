@@ -22,6 +22,7 @@ use super::query::Ask;
 use super::reply::streamed;
 use super::session::{Page, Session, units};
 use super::{App, waiters};
+use crate::auth::Key;
 use crate::hub::{CurrentValues, Encoded};
 
 /// Events encoded at a time; a slow client holds no more than this.
@@ -31,9 +32,9 @@ const PIECE: usize = 64;
 ///
 /// # Errors
 /// What time does not mend.
-pub(super) fn open(app: Arc<App>, ask: Ask) -> Result<Events, Refusal> {
+pub(super) fn open(app: Arc<App>, key: Arc<Key>, ask: Ask) -> Result<Events, Refusal> {
     let mut start = Pieces::default();
-    let session = match Session::open(&app, ask.topics, ask.after, waiters::name(ask.client, "sse")) {
+    let session = match Session::open(&app, key, ask.topics, ask.after, waiters::name(ask.client, "sse")) {
         Ok(session) => {
             retry(&mut start, 1_000..3_000);
             Some(session)
@@ -84,16 +85,22 @@ impl Events {
                 write_values(&mut out, values.by_ref().take(PIECE));
                 if out.is_empty() {
                     self.values = None;
-                    continue;
+                    // Before events follow: from here on a cut loses nothing.
+                    let place = session.bookmark();
+                    self.caught_up = self.app.hub.head() == Some(place);
+                    id(&mut out, place);
+                    out.copy(b"\n");
+                    self.beat.moved();
+                    return Poll::Ready(Some(out));
                 }
-                if self.app.leaving() {
+                if session.ends(&self.app) {
                     // It has no place to go on from: it comes back as it came.
                     self.session = None;
                 }
                 self.beat.moved();
                 return Poll::Ready(Some(out));
             }
-            if self.app.leaving() {
+            if session.ends(&self.app) {
                 farewell(&mut out, session);
                 self.session = None;
                 return Poll::Ready(Some(out));
@@ -117,7 +124,7 @@ impl Events {
                     out.copy(b"\n");
                 }
                 // Looked at once more behind the parking, whose wake-up may have come between.
-                Poll::Pending if self.app.leaving() => continue,
+                Poll::Pending if session.ends(&self.app) => continue,
                 Poll::Pending => {
                     std::task::ready!(self.beat.poll(cx));
                     // An id without data moves the client's cursor and tells its program nothing.

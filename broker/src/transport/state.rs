@@ -1,14 +1,12 @@
 //! `GET /v1/state/{topic}`: the current value alone, so that a shell script needs no JSON parser.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use tokio::time::Sleep;
 use walcast_wire::{ProblemCode, Topic};
 
 use super::call::Request;
@@ -16,8 +14,9 @@ use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::{Ask, decode};
 use super::reply::Reply;
-use super::session::Session;
-use super::{App, Config, waiters};
+use super::session::{Late, Session};
+use super::{App, Config, door, waiters};
+use crate::auth::{Action, Key};
 use crate::hub::{Current, Encoded};
 
 /// What stands before the topic.
@@ -43,6 +42,8 @@ const PIECE: usize = 64;
         (status = 200, description = "The value", body = Object, content_type = "application/json", headers(("ETag" = String, description = "The value's cursor, quoted"))),
         (status = 304, description = "Still the value of `If-None-Match`"),
         (status = 400, description = "`bad_topic`, `bad_parameter`", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`: no token, or none that is known", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the token does not grant it", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`: no value", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 429, description = "`overloaded`: come back after `Retry-After`", body = ProblemDoc, content_type = "application/problem+json"),
         (status = 503, description = "`unavailable`: current values are not known yet, or the broker drains", body = ProblemDoc, content_type = "application/problem+json"),
@@ -53,8 +54,9 @@ pub(super) async fn state(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Reply, Refusal> {
-    let question = read(&Request { path: uri.path(), query: uri.query(), headers: &headers }, &app.config)?;
-    let mut wait = Wait::begin(&app, question)?;
+    let request = Request { path: uri.path(), query: uri.query(), headers: &headers };
+    let (key, question) = read(&request, &app)?;
+    let mut wait = Wait::begin(&app, key, question)?;
     poll_fn(|cx| wait.poll(&app, cx)).await
 }
 
@@ -68,7 +70,15 @@ pub(super) struct Question {
     client: Option<Box<str>>,
 }
 
-pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Question, Refusal> {
+/// Reads a question, and who asks.
+pub(super) fn read(request: &Request<'_>, app: &App) -> Result<(Arc<Key>, Question), Refusal> {
+    let key = app.admit(request)?;
+    let question = parse(request, &app.config)?;
+    door::check(&key, Action::Subscribe, &[question.topic.clone().into()])?;
+    Ok((key, question))
+}
+
+fn parse(request: &Request<'_>, config: &Config) -> Result<Question, Refusal> {
     let ask = Ask::parse(request.query, &["wait", "client"], config)?;
     let name = decode(request.path.strip_prefix(PREFIX).unwrap_or_default(), false)?;
     let topic = Topic::new(&name)
@@ -82,17 +92,18 @@ pub(super) struct Wait {
     topic: Topic,
     known: Vec<String>,
     session: Session,
-    late: Pin<Box<Sleep>>,
+    late: Late,
     /// What was known last: a node that holds no values forgets what it asked for.
     seen: Option<Current>,
 }
 
 impl Wait {
-    pub(super) fn begin(app: &App, question: Question) -> Result<Self, Refusal> {
+    pub(super) fn begin(app: &App, key: Arc<Key>, question: Question) -> Result<Self, Refusal> {
         let Question { topic, wait, known, client } = question;
         // Subscribed before the first look, so that no change between look and wait is missed.
-        let session = Session::open(app, vec![topic.clone().into()], None, waiters::name(client, "state"))?;
-        let late = Box::pin(tokio::time::sleep(wait));
+        let session =
+            Session::open(app, key, vec![topic.clone().into()], None, waiters::name(client, "state"))?;
+        let late = Late::new(app, wait);
         Ok(Self { topic, known, session, late, seen: None })
     }
 
@@ -120,10 +131,12 @@ impl Wait {
                 }
             }
         }
-        if app.leaving() {
+        if self.session.ends(app) {
             return Poll::Ready(Err(Refusal::unavailable("the broker goes away; ask again")));
         }
-        self.late.as_mut().poll(cx).map(|()| {
+        let unsettled = || self.seen.is_none() && matches!(app.hub.current(topic), Current::Unsettled);
+        std::task::ready!(self.late.poll(cx, unsettled));
+        Poll::Ready({
             let current = match (app.hub.current(topic), self.seen.take()) {
                 (Current::Unsettled, Some(seen)) => seen,
                 (current, _) => current,
@@ -193,7 +206,7 @@ mod tests {
         let check = |value: &'static str, expected: bool| {
             let headers = HeaderMap::from_iter([(header::IF_NONE_MATCH, HeaderValue::from_static(value))]);
             let request = Request { path: "/v1/state/vm/a", query: None, headers: &headers };
-            let known = read(&request, &Config::default()).unwrap().known;
+            let known = parse(&request, &Config::default()).unwrap().known;
             assert_eq!(matches(&known, "\"a\""), expected, "{value}");
         };
         check("\"a\"", true);

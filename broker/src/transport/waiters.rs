@@ -6,18 +6,20 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
-use axum::http::header;
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use utoipa::ToSchema;
 use walcast_wire::TopicPattern;
 
-use super::App;
+use super::call::Request;
 use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::Ask;
+use super::{App, door};
+use crate::auth::Action;
 use crate::hub::roll::{Elsewhere, Name, Roll};
 
 /// The last second that RFC 3339 can say.
@@ -93,13 +95,24 @@ pub(super) struct NodeDoc {
     responses(
         (status = 200, description = "Who waits", body = WaitersDoc),
         (status = 400, description = "`bad_topic`, `bad_parameter`", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`: no token, or none that is known", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the token does not grant it", body = ProblemDoc, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn waiters(
     State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
+    uri: Uri,
+    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let ask = Ask::parse(query.as_deref(), &["topic", "limit"], &app.config)?;
+    let guest = app.admit(&Request { path: uri.path(), query: uri.query(), headers: &headers })?;
+    let ask = Ask::parse(uri.query(), &["topic", "limit"], &app.config)?;
+    match &ask.topics[..] {
+        [] => door::check(&guest, Action::Waiters, &[TopicPattern::everything()]).map_err(|refusal| {
+            let named = "; without `topic` everybody is asked for: name topics that you may see";
+            Refusal { detail: refusal.detail + named, ..refusal }
+        })?,
+        topics => door::check(&guest, Action::Waiters, topics)?,
+    }
     let elsewhere = app.others.elsewhere().await;
     let here = app.hub.roll(&ask.topics);
     let mut told = Answer::new(&ask.topics, SystemTime::now());

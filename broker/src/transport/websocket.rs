@@ -7,7 +7,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Request as HttpRequest, State};
@@ -15,31 +14,26 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame as RawFrame};
-use walcast_wire::{ClientFrame, CloseCode, Cursor, ProblemCode, Reset, ServerFrame, TopicPattern};
+use walcast_wire::{ClientFrame, CloseCode, Cursor, ProblemCode, Reset, TopicPattern};
 
 use super::beat::Beat;
 use super::call::Request;
-use super::frame::{Broken, Inbox, MESSAGE_BYTES_MAX, Message, encode};
+use super::frame::{Broken, Message};
+use super::link::{End, Frame, Link};
 use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::{After, Ask};
-use super::session::{Page, Session, units};
-use super::{App, Config, waiters};
+use super::session::{Page, Session};
+use super::{App, door, waiters};
+use crate::auth::{Action, Key};
 use crate::hub::roll::Name;
-use crate::hub::{CurrentValues, Encoded, SubscribeError};
+use crate::hub::{CurrentValues, SubscribeError};
 use crate::listen::{House, Socket};
 
 /// Events sent at a time.
 const PIECE: usize = 64;
-/// For the closing handshake.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Frames without an event are of any data type.
-type Frame = ServerFrame<()>;
 
 /// Opens a WebSocket.
 ///
@@ -57,6 +51,8 @@ type Frame = ServerFrame<()>;
     responses(
         (status = 101, description = "The WebSocket is open"),
         (status = 400, description = "`bad_topic`, `bad_cursor`, `bad_parameter`", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 401, description = "`unauthorized`: no token, or none that is known", body = ProblemDoc, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the token does not grant it", body = ProblemDoc, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn ws(
@@ -65,7 +61,7 @@ pub(super) async fn ws(
     mut request: HttpRequest,
 ) -> Result<Response, Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
-    let call = read(&Request { path: uri.path(), query: uri.query(), headers }, &app.config)?;
+    let call = read(&Request { path: uri.path(), query: uri.query(), headers }, &app)?;
     let headers = axum::http::HeaderMap::from_iter(call.switching());
     let hold = house.hold();
     let upgrade = hyper::upgrade::on(&mut request);
@@ -80,7 +76,7 @@ pub(super) async fn ws(
         tokio::select! {
             () = house.kill().cancelled() => {}
             // A peer that went away before its upgrade needs nothing.
-            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, Vec::new(), call.ask).await } } => {}
+            () = async { if let Some(mut socket) = taken.await { run(app, &mut socket, Vec::new(), call.key, call.ask).await } } => {}
         }
     });
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
@@ -89,6 +85,8 @@ pub(super) async fn ws(
 /// A request for a WebSocket.
 #[derive(Debug)]
 pub(super) struct Call {
+    /// Who opens it.
+    pub(super) key: Arc<Key>,
     pub(super) ask: Ask,
     /// The answer to the client's key.
     accept: HeaderValue,
@@ -105,8 +103,10 @@ impl Call {
     }
 }
 
-pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refusal> {
-    let ask = Ask::parse(request.query, &["topic", "after", "client"], config)?;
+pub(super) fn read(request: &Request<'_>, app: &App) -> Result<Call, Refusal> {
+    let guest = app.admit(request)?;
+    let ask = Ask::parse(request.query, &["topic", "after", "client"], &app.config)?;
+    door::check(&guest, Action::Subscribe, &ask.topics)?;
     let refused = |what: &str| Refusal::parameter(format!("this call is a WebSocket: {what}"));
     if !request.says("connection", "upgrade") || !request.says("upgrade", "websocket") {
         return Err(refused("send `Connection: Upgrade` and `Upgrade: websocket`"));
@@ -117,7 +117,7 @@ pub(super) fn read(request: &Request<'_>, config: &Config) -> Result<Call, Refus
     let key = request.header("sec-websocket-key").ok_or_else(|| refused("`Sec-WebSocket-Key` is missing"))?;
     let accept = HeaderValue::try_from(derive_accept_key(key)).map_err(|_| refused("the key is unusable"))?;
     tracing::debug!(client = ask.client.as_deref(), topics = ask.topics.len(), "opens a WebSocket");
-    Ok(Call { ask, accept })
+    Ok(Call { key: guest, ask, accept })
 }
 
 /// Serves an open WebSocket until it ends. From here on refusals that time can mend are said in the stream:
@@ -128,9 +128,10 @@ pub(super) fn run(
     app: Arc<App>,
     socket: &mut Socket,
     opening: Vec<Bytes>,
+    key: Arc<Key>,
     ask: Ask,
 ) -> impl Future<Output = ()> + Send + '_ {
-    let mut connection = Connection::new(app, socket);
+    let mut connection = Connection::new(app, socket, key);
     let opening = Box::new((opening, ask));
     // What a connection may do next is boxed when it does it, so that a parked one has no room for it.
     async move {
@@ -143,147 +144,6 @@ pub(super) fn run(
             Box::pin(connection.link.close(code, reason)).await;
         }
     }
-}
-
-/// Why the connection ends.
-enum End {
-    /// The peer is gone; there is nobody to tell.
-    Gone,
-    /// With this code and reason.
-    Close(CloseCode, String),
-}
-
-impl From<Broken> for End {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::TooBig => {
-                Self::Close(CloseCode::TooBig, format!("a message has at most {MESSAGE_BYTES_MAX} bytes"))
-            }
-            Broken::Protocol => {
-                Self::Close(CloseCode::Protocol, "the frame breaks the WebSocket protocol".to_owned())
-            }
-        }
-    }
-}
-
-/// A frame to be sent.
-enum Piece {
-    /// Everybody's.
-    Shared(Arc<Encoded>),
-    Own(Bytes),
-}
-
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Shared(event) => event.websocket_frame(),
-            Self::Own(bytes) => bytes,
-        }
-    }
-}
-
-/// Frames, on a socket.
-struct Link<'a> {
-    socket: &'a mut Socket,
-    inbox: Inbox,
-}
-
-impl Link<'_> {
-    /// The next message; `None` when the peer is gone.
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Broken>> {
-        loop {
-            match self.inbox.read(self.socket.ahead()) {
-                Err(broken) => return Poll::Ready(Err(broken)),
-                Ok(Some((used, message))) => {
-                    self.socket.used(used);
-                    if let Some(message) = message {
-                        return Poll::Ready(Ok(Some(message)));
-                    }
-                }
-                Ok(None) => {
-                    if !std::task::ready!(self.socket.poll_fill(cx)) {
-                        return Poll::Ready(Ok(None));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends frames, as many at a time as the kernel takes. A peer that takes nothing for too long is gone.
-    async fn send(&mut self, pieces: &[Piece]) -> Result<(), End> {
-        self.socket.send(pieces).await.map_err(|_| End::Gone)
-    }
-
-    async fn own(&mut self, frame: RawFrame) -> Result<(), End> {
-        self.send(&[Piece::Own(encode(frame))]).await
-    }
-
-    async fn frame(&mut self, frame: &Frame) -> Result<(), End> {
-        self.own(text(frame)).await
-    }
-
-    async fn error(&mut self, refusal: Refusal) -> Result<(), End> {
-        self.frame(&Frame::Error { code: refusal.code, detail: refusal.detail }).await
-    }
-
-    /// Sends events; those that share a cursor in one message, so that a cut cannot part them.
-    async fn events(&mut self, events: Vec<Arc<Encoded>>) -> Result<(), End> {
-        let alone = |unit: &[Arc<Encoded>]| unit.len() == 1;
-        let pieces: Vec<Piece> = if units(&events).all(alone) {
-            events.into_iter().map(Piece::Shared).collect()
-        } else {
-            let piece = |unit: &[Arc<Encoded>]| match unit {
-                [single] => Piece::Shared(Arc::clone(single)),
-                several => Piece::Own(encode(together(several))),
-            };
-            units(&events).map(piece).collect()
-        };
-        self.send(&pieces).await
-    }
-
-    async fn values(&mut self, mut values: CurrentValues) -> Result<(), End> {
-        loop {
-            let pieces: Vec<Piece> = values.by_ref().take(PIECE).map(Piece::Shared).collect();
-            if pieces.is_empty() {
-                return Ok(());
-            }
-            self.send(&pieces).await?;
-        }
-    }
-
-    /// The closing handshake, as far as the peer takes part in it.
-    async fn close(&mut self, code: CloseCode, reason: String) {
-        let frame = CloseFrame { code: code.code().into(), reason: reason.into() };
-        let handshake = async {
-            if self.own(RawFrame::close(Some(frame))).await.is_ok() {
-                // Until the peer has said the same; what it said before is of no interest any more.
-                while let Ok(Some(message)) = poll_fn(|cx| self.poll_message(cx)).await {
-                    if matches!(message, Message::Close(_)) {
-                        break;
-                    }
-                }
-            }
-        };
-        let _ = timeout(CLOSE_TIMEOUT, handshake).await;
-    }
-}
-
-fn text(frame: &Frame) -> RawFrame {
-    // Plain data with string keys: serialising it cannot fail.
-    RawFrame::message(serde_json::to_vec(frame).unwrap_or_default(), OpCode::Data(Data::Text), true)
-}
-
-/// One message of events that share a cursor.
-fn together(events: &[Arc<Encoded>]) -> RawFrame {
-    let mut message = b"{\"events\":[".to_vec();
-    for (i, event) in events.iter().enumerate() {
-        if i > 0 {
-            message.push(b',');
-        }
-        message.extend_from_slice(&event.json());
-    }
-    message.extend_from_slice(b"]}");
-    RawFrame::message(message, OpCode::Data(Data::Text), true)
 }
 
 /// What is to be done next.
@@ -303,6 +163,7 @@ enum Turn {
 /// One WebSocket.
 struct Connection<'a> {
     app: Arc<App>,
+    key: Arc<Key>,
     link: Link<'a>,
     /// The first is the main one; the others catch up and join it.
     sessions: Vec<Session>,
@@ -324,13 +185,14 @@ struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    fn new(app: Arc<App>, socket: &'a mut Socket) -> Self {
+    fn new(app: Arc<App>, socket: &'a mut Socket, key: Arc<Key>) -> Self {
         let beat = Beat::new(app.config.heartbeat);
         let leave: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(Arc::clone(&app).until_leaving());
         Self {
             leave: Some(leave),
             app,
-            link: Link { socket, inbox: Inbox::default() },
+            key,
+            link: Link::new(socket),
             sessions: Vec::new(),
             unconfirmed: 0,
             caught_up: true,
@@ -351,7 +213,7 @@ impl<'a> Connection<'a> {
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         self.join();
-        if self.app.leaving() {
+        if self.app.ends(&self.key) {
             return Poll::Ready(Turn::Drain);
         }
         // A client's words before events, so that a busy topic can be left.
@@ -390,7 +252,7 @@ impl<'a> Connection<'a> {
             return Poll::Ready(Turn::CaughtUp);
         }
         // Looked at once more behind the parking, whose wake-up may have come between.
-        if self.app.leaving() { Poll::Ready(Turn::Drain) } else { Poll::Pending }
+        if self.app.ends(&self.key) { Poll::Ready(Turn::Drain) } else { Poll::Pending }
     }
 
     async fn play(&mut self, turn: Turn) -> Result<(), End> {
@@ -403,7 +265,16 @@ impl<'a> Connection<'a> {
             Turn::Page(Page::Values(values)) => {
                 // The client goes on from its last bookmark until the next.
                 self.caught_up = false;
-                self.link.values(values).await
+                self.values(values).await?;
+                // Before events follow: from here on a cut loses nothing.
+                match &mut self.sessions[..] {
+                    [session] if self.unconfirmed == 0 => {
+                        let cursor = session.bookmark();
+                        self.bookmarked = Some(cursor);
+                        self.link.frame(&Frame::Bookmark { cursor }).await
+                    }
+                    _ => Ok(()),
+                }
             }
             Turn::Page(Page::Reset(reset)) => self.reset(reset).await,
             Turn::Settled(index) => self.confirm(index).await,
@@ -416,6 +287,16 @@ impl<'a> Connection<'a> {
             Turn::Broken(broken) => Err(broken.into()),
             Turn::Gone => Err(End::Gone),
         }
+    }
+
+    /// Current values, unless the client is to leave meanwhile: it has no place yet, and comes back as it came.
+    async fn values(&mut self, mut values: CurrentValues) -> Result<(), End> {
+        while self.link.values(&mut values, PIECE).await? {
+            if self.app.ends(&self.key) {
+                return Err(going_away());
+            }
+        }
+        Ok(())
     }
 
     async fn beat(&mut self) -> Result<(), End> {
@@ -475,6 +356,7 @@ impl<'a> Connection<'a> {
             seen.extend(new.then(|| topic.clone()));
             new
         });
+        door::check(&self.key, Action::Subscribe, &topics)?;
         let max = self.app.config.topics_max;
         if seen.len() > max {
             return Err(bad_frame(format!("more than {max} topics; use a pattern")));
@@ -491,7 +373,7 @@ impl<'a> Connection<'a> {
         if topics.is_empty() {
             return self.subscribed().await;
         }
-        match Session::open(&self.app, topics, after, self.name.as_deref().cloned()) {
+        match Session::open(&self.app, Arc::clone(&self.key), topics, after, self.name.as_deref().cloned()) {
             Ok(session) => {
                 // Nearly always the only one: a list makes room for four.
                 self.sessions.reserve_exact(1);

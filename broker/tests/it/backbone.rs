@@ -224,7 +224,9 @@ async fn told(subscription: &mut Subscription, count: usize) -> Vec<String> {
             Delivery::Events(events) => {
                 told.extend(events.iter().map(|event| String::from_utf8(event.data().to_vec()).unwrap()));
             }
-            other => panic!("{other:?}"),
+            // Where history begins.
+            Delivery::Values(values) => assert_eq!(values.count(), 0),
+            Delivery::Reset(reset) => panic!("{reset:?}"),
         }
     }
     told

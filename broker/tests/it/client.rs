@@ -1,7 +1,7 @@
 //! Our own client against the real HTTP side: the three transports tell one story.
 
 use walcast::{hub, transport::Config};
-use walcast_client::{Client, EventsRequest, Message, Stream, Transport};
+use walcast_client::{After, Client, EventsRequest, Message, Stream, Transport};
 use walcast_wire::Op;
 
 use crate::edge::{Edge, message};
@@ -46,6 +46,39 @@ async fn the_client_reads_and_resumes_on_every_transport() {
         edge.clear("vm/a");
     }
     edge.until_waiting(0).await;
+}
+
+/// Who is cut behind the first event of a history that it was told from its start, and comes back where history begins
+/// later, has missed what lies between, and hears of it.
+#[tokio::test]
+async fn a_cut_behind_the_first_event_of_all_hides_nothing_elsewhere() {
+    let (long, short) = (
+        Edge::start().await,
+        Edge::with(Config::default(), hub::Config { events: 2, ..Default::default() }).await,
+    );
+    let clients = [&long, &short].map(|edge| Client::new(&format!("http://{}", edge.address)).unwrap());
+    for n in 1..=6 {
+        long.send("a", &n.to_string());
+        short.send("a", &n.to_string());
+    }
+    for transport in Transport::ALL {
+        for other in Transport::ALL {
+            let request = EventsRequest::new(["a".parse().unwrap()]).after(After::Earliest);
+            let mut stream = clients[0].open(transport, request).await.unwrap();
+            assert_eq!(event(&mut stream).await.2, "1", "{transport}");
+            let cut = stream.into_subscription();
+            let mut stream = clients[0].resume(other, cut.clone()).await.unwrap();
+            assert_eq!(event(&mut stream).await.2, "2", "{transport} then {other}");
+            let mut stream = clients[1].resume(other, cut).await.unwrap();
+            loop {
+                match within("a message", stream.next()).await.unwrap().expect("the stream ended") {
+                    Message::Reset(_) => break,
+                    Message::Subscribed { .. } => {}
+                    message => panic!("{transport} then {other}: {message:?}"),
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test]

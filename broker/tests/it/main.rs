@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)] // A test that fails should say where.
 #![allow(clippy::disallowed_methods)] // Its own sessions go to the server itself, so statements may have names.
 
+mod auth;
 mod backbone;
 mod balancer;
 mod client;
+mod client_faults;
 mod commands;
 mod decode;
 mod delivery;
@@ -24,6 +26,7 @@ mod lease;
 mod liveness;
 mod memory;
 mod messages;
+mod moving;
 mod newer;
 mod nodes;
 mod order;
@@ -39,6 +42,7 @@ mod reload;
 mod restart;
 mod rows;
 mod sabotage;
+mod sdk;
 mod seed;
 mod seeding;
 mod source;
@@ -47,8 +51,9 @@ mod state;
 mod stop;
 mod streams;
 mod takeover;
+mod tls;
 mod waiters;
 mod wal_retention;
 
 // Tests say `crate::broker`, wherever the harness keeps it.
-use harness::{broker, crowd, database, edge, plain, process, proxy, server, serving, wait};
+use harness::{broker, crowd, database, edge, plain, process, proxy, redis_group, server, serving, wait};

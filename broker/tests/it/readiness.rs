@@ -46,8 +46,11 @@ async fn a_broker_is_not_ready_before_it_knows_all_values() {
         value_of(&locker, reading).await == "1"
     })
     .await;
-    let (status, body) = get(&admin, "/readyz").await;
-    assert!(status == 503 && body.contains("reading current values"), "{body}");
+    until("it says what it waits for", async || {
+        let (status, body) = get(&admin, "/readyz").await;
+        status == 503 && body.contains("reading current values")
+    })
+    .await;
     assert_eq!(get(&admin, "/livez").await.0, 200);
     // It has a session of its own: the companion is free for everything else.
     let http = Plain { address: node.http };

@@ -70,6 +70,11 @@ impl Sse {
         }
     }
 
+    /// Reads one more block; whether there was one.
+    pub(crate) async fn next_block(&mut self) -> bool {
+        self.block().await.is_some()
+    }
+
     /// The next id, of whatever block.
     pub(crate) async fn id(&mut self) -> Cursor {
         loop {
@@ -288,6 +293,8 @@ async fn a_websocket_is_told_of_resets_and_trouble() {
     let mut ws = Ws::open(&edge, &format!("?topic=a&after={foreign}")).await;
     assert_eq!(ws.expect("subscribed").await["cursor"], json!(foreign));
     assert_eq!(ws.expect("reset").await["reason"], json!("epoch_changed"));
+    // Where history begins, for who is cut behind the first event and goes where it begins later.
+    assert_eq!(ws.expect("bookmark").await["cursor"], json!(Cursor::new(EPOCH, Position::before(100))));
     assert_eq!(ws.expect("event").await["data"], json!(1));
     assert_eq!(ws.expect("bookmark").await["cursor"], json!(edge.hub.head().unwrap()));
 

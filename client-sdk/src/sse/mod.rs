@@ -11,12 +11,13 @@ use hyper::header::{ACCEPT, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use crate::connection::{Connection, Endpoint, SILENCE_MAX};
+use crate::connection::{Connection, Endpoint};
+use crate::subscription::{Step, Steps};
 use crate::{Error, Message, Subscription};
 
 pub mod parser;
 
-use parser::{Block, Parser};
+use parser::{Block, ParseError, Parser};
 
 /// The largest event that is read; the broker's default limit is 1 MiB.
 const EVENT_BYTES_MAX: usize = 16 << 20;
@@ -29,6 +30,8 @@ pub struct SseStream {
     body: Incoming,
     parser: Parser,
     retry: Option<Duration>,
+    /// Something came.
+    heard: bool,
     ended: bool,
     /// The body comes on it.
     _connection: Connection,
@@ -38,11 +41,10 @@ impl SseStream {
     pub(crate) async fn open(endpoint: Arc<Endpoint>, subscription: Subscription) -> Result<Self, Error> {
         let target = format!("/v1/events{}", subscription.request().stream_query().as_str());
         let get = endpoint.request("GET", &target).header(ACCEPT, "text/event-stream");
-        let sent = timeout(SILENCE_MAX, endpoint.send(get, Bytes::new())).await;
-        let (connection, response) = sent.map_err(|_| silent(&endpoint))??;
+        let (connection, response) = endpoint.send(get, Bytes::new(), Duration::ZERO).await?;
         let (head, body) = response.into_parts();
         if head.status != StatusCode::OK {
-            let body = timeout(SILENCE_MAX, endpoint.read(body)).await.map_err(|_| silent(&endpoint))??;
+            let body = endpoint.read(body).await?;
             return Err(endpoint.refusal(head.status, &head.headers, &body));
         }
         let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("nothing");
@@ -50,7 +52,16 @@ impl SseStream {
             return Err(endpoint.protocol(format!("{kind} where text/event-stream was asked for")));
         }
         let parser = Parser::new(EVENT_BYTES_MAX);
-        Ok(Self { endpoint, subscription, body, parser, retry: None, ended: false, _connection: connection })
+        Ok(Self {
+            endpoint,
+            subscription,
+            body,
+            parser,
+            retry: None,
+            heard: false,
+            ended: false,
+            _connection: connection,
+        })
     }
 
     /// As [`Stream::next`](crate::Stream::next).
@@ -58,32 +69,7 @@ impl SseStream {
     /// # Errors
     /// As there.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        loop {
-            let block =
-                self.parser.next_block().map_err(|error| self.endpoint.protocol(error.to_string()))?;
-            if let Some(block) = block {
-                if let Some(message) = self.read(block)? {
-                    return Ok(Some(message));
-                }
-                continue;
-            }
-            if self.ended {
-                return Ok(None);
-            }
-            match timeout(SILENCE_MAX, self.body.frame()).await {
-                Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.parser.push(&data);
-                    }
-                }
-                Ok(Some(Err(error))) => return Err(self.endpoint.broken(&error)),
-                Ok(None) => {
-                    self.ended = true;
-                    return Ok(Some(Message::Bye { retry: self.retry }));
-                }
-                Err(_) => return Err(silent(&self.endpoint)),
-            }
-        }
+        self.message().await
     }
 
     fn read(&mut self, block: Block) -> Result<Option<Message>, Error> {
@@ -119,6 +105,11 @@ impl SseStream {
         serde_json::from_str(text).map_err(|error| self.endpoint.protocol(error.to_string()))
     }
 
+    /// When the broker wants to be asked again, however the stream ends.
+    pub(crate) fn retry(&self) -> Option<Duration> {
+        self.retry
+    }
+
     /// What is waited for, and how far it was received.
     #[must_use]
     pub fn subscription(&self) -> &Subscription {
@@ -126,6 +117,43 @@ impl SseStream {
     }
 }
 
-fn silent(endpoint: &Endpoint) -> Error {
-    Error::Silent { address: endpoint.address().to_owned(), after: SILENCE_MAX }
+impl Steps for SseStream {
+    async fn advance(&mut self) -> Result<Option<Step>, Error> {
+        loop {
+            let block = self.parser.next_block().map_err(|error| match error {
+                ParseError::TooLarge(bytes_max) => self.endpoint.too_large(bytes_max),
+                ParseError::NotUtf8 => self.endpoint.protocol(error.to_string()),
+            })?;
+            if let Some(block) = block {
+                let moved = block.id.is_some();
+                match self.read(block)? {
+                    Some(message) => return Ok(Some(Step::Message(message))),
+                    None if moved => return Ok(Some(Step::Moved)),
+                    None => continue,
+                }
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            // The broker begins every stream with a few words; a proxy that keeps them keeps everything.
+            let limit = match self.heard {
+                true => self.endpoint.silence_max(),
+                false => self.endpoint.connect_timeout(),
+            };
+            match timeout(limit, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    self.heard = true;
+                    if let Ok(data) = frame.into_data() {
+                        self.parser.push(&data);
+                    }
+                }
+                Ok(Some(Err(error))) => return Err(self.endpoint.broken(&error)),
+                Ok(None) => {
+                    self.ended = true;
+                    return Ok(Some(Step::Message(Message::Bye { retry: self.retry })));
+                }
+                Err(_) => return Err(self.endpoint.silent(limit)),
+            }
+        }
+    }
 }

@@ -20,6 +20,10 @@ pub enum ProblemCode {
     BadFrame,
     /// The current values of the topics asked for exceed what one answer may hold.
     TooBroad,
+    /// No token came, or none that this broker knows.
+    Unauthorized,
+    /// The token is known and may not do this.
+    Forbidden,
     /// The broker no longer holds the events after this cursor.
     CursorExpired,
     /// The cursor belongs to another number line.
@@ -57,6 +61,8 @@ impl ProblemCode {
             | Self::BadBody
             | Self::BadFrame
             | Self::TooBroad => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::CursorExpired | Self::EpochChanged | Self::Gap => 410,
@@ -70,13 +76,15 @@ impl ProblemCode {
     }
 
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::BadTopic,
         Self::BadCursor,
         Self::BadParameter,
         Self::BadBody,
         Self::BadFrame,
         Self::TooBroad,
+        Self::Unauthorized,
+        Self::Forbidden,
         Self::CursorExpired,
         Self::EpochChanged,
         Self::Gap,
@@ -109,6 +117,8 @@ impl ProblemCode {
             Self::BadBody => "bad_body",
             Self::BadFrame => "bad_frame",
             Self::TooBroad => "too_broad",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::CursorExpired => "cursor_expired",
             Self::EpochChanged => "epoch_changed",
             Self::Gap => "gap",

@@ -108,6 +108,18 @@ impl Borrow<str> for Topic {
     }
 }
 
+impl AsRef<str> for Topic {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for TopicPattern {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -182,6 +194,21 @@ impl TopicPattern {
         loop {
             match (pattern.next(), name.next()) {
                 (Some("**"), Some(_)) | (None, None) => return true,
+                (Some("*"), Some(_)) => {}
+                (Some(a), Some(b)) if a == b => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether all that `other` asks for is asked for by this one, too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let (mut own, mut other) = (self.0.split('/'), other.0.split('/'));
+        loop {
+            match (own.next(), other.next()) {
+                (Some("**"), Some(_)) | (None, None) => return true,
+                (_, Some("**")) => return false,
                 (Some("*"), Some(_)) => {}
                 (Some(a), Some(b)) if a == b => {}
                 _ => return false,
@@ -327,6 +354,25 @@ mod tests {
     }
 
     #[test]
+    fn patterns_cover() {
+        let check = |a: &str, b: &str, expected: bool| {
+            let (own, other): (TopicPattern, TopicPattern) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(own.covers(&other), expected, "{a} {b}");
+        };
+        check("vm/a", "vm/a", true);
+        check("vm/a", "vm/*", false);
+        check("vm/*", "vm/a", true);
+        check("vm/*", "vm/*", true);
+        check("vm/*", "vm/**", false);
+        check("vm/*", "*/a", false);
+        check("vm/**", "vm/*/x", true);
+        check("vm/**", "vm/**", true);
+        check("vm/**", "vm", false);
+        check("vm/a/**", "vm/**", false);
+        check("**", "**", true);
+    }
+
+    #[test]
     fn segments_are_encoded() {
         let check = |text: &str, expected: &str| assert_eq!(encode_segment(text), expected);
         check("host-17", "host-17");
@@ -337,6 +383,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn who_covers_a_pattern_matches_what_it_matches(
+            own in "([ab]|\\*)(/([ab]|\\*)){0,2}(/\\*\\*)?|\\*\\*",
+            other in "([ab]|\\*)(/([ab]|\\*)){0,2}(/\\*\\*)?|\\*\\*",
+            topics in prop::collection::vec("[abc](/[abc]){0,4}", 1..40),
+        ) {
+            let (own, other): (TopicPattern, TopicPattern) = (own.parse().unwrap(), other.parse().unwrap());
+            let topics = topics.iter().map(|topic| Topic::new(topic).unwrap());
+            let outside = topics.filter(|topic| other.matches(topic)).find(|topic| !own.matches(topic));
+            prop_assert!(!own.covers(&other) || outside.is_none(), "{own} {other} {outside:?}");
+        }
+
         #[test]
         fn any_text_becomes_one_segment(text in ".{1,40}") {
             let encoded = encode_segment(&text);

@@ -32,7 +32,7 @@ impl Asker {
     /// # Errors
     /// [`RedisError::Unsuitable`]: the URL is none.
     pub fn new(config: &Config, source: &str) -> Result<Self, RedisError> {
-        Ok(Self { link: Link::new(config.target()?, false), keys: Keys::new(source) })
+        Ok(Self { link: Link::new(config, source, false)?, keys: Keys::new(source) })
     }
 
     /// The current values of what is `asked`, in that order.
@@ -45,6 +45,7 @@ impl Asker {
     /// [`RedisError::Moved`]`(None)`: Redis holds no log. [`RedisError::Away`]: ask again after a pause.
     /// [`RedisError::Unsuitable`].
     pub async fn values(&self, asked: &[TopicPattern]) -> Result<Answer, RedisError> {
+        self.link.look_again().await;
         let wild = asked.iter().any(|pattern| pattern.as_topic().is_none());
         let before = if wild { Some(self.holds(&[]).await?) } else { None };
         let mut scanned = Vec::new();

@@ -19,8 +19,10 @@ pub use self::roll::{Book, STANDS};
 pub use self::writer::Writer;
 
 mod asker;
+mod dial;
 mod entry;
 mod error;
+mod find;
 mod glob;
 mod keys;
 mod link;
@@ -40,7 +42,7 @@ const VERSION: &str = "1";
 #[derive(Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `redis://` or `rediss://`, with user and password where there are some. None: a single broker.
+    /// `redis://`, `redis-sentinel://` or `redis-cluster://`, each with an `s` behind `redis` for TLS. None: a single broker.
     pub url: Option<String>,
     /// Publish each event on the channel of its topic, too, for programs that subscribe to Redis itself.
     pub pubsub: bool,

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use walcast_wire::{Cursor, Epoch, Position};
 
 use super::keys::{Keys, id};
-use super::link::Link;
+use super::link::{LOOK_AGAIN, Link};
 use super::{Config, Place, RedisError, VERSION, entry, scripts};
 use crate::hub::page::Page;
 
@@ -42,7 +42,7 @@ impl Reader {
     /// # Errors
     /// [`RedisError::Unsuitable`]: the URL is none.
     pub fn new(config: &Config, source: &str) -> Result<Self, RedisError> {
-        let link = Link::new(config.target()?, false);
+        let link = Link::new(config, source, false)?;
         Ok(Self {
             link,
             keys: Keys::new(source),
@@ -130,6 +130,9 @@ impl Reader {
     }
 
     async fn place(&mut self) -> Result<Option<Place>, RedisError> {
+        if self.silence() > LOOK_AGAIN {
+            self.link.look_again().await;
+        }
         let mut ask = redis::cmd("HMGET");
         ask.arg(self.keys.meta()).arg("version").arg("epoch").arg("head").arg("beat");
         let held: Vec<Option<String>> = self.link.call(&ask, Duration::ZERO).await?;

@@ -38,7 +38,7 @@ impl Book {
     /// # Errors
     /// [`RedisError::Unsuitable`]: the URL is none.
     pub fn new(config: &Config, source: &str) -> Result<Self, RedisError> {
-        let link = Link::new(config.target()?, false);
+        let link = Link::new(config, source, false)?;
         Ok(Self { link, keys: Keys::new(source), id: Uuid::new_v4().simple().to_string() })
     }
 
@@ -47,6 +47,7 @@ impl Book {
     /// # Errors
     /// [`RedisError::Away`]: say it again after a pause. [`RedisError::Unsuitable`].
     pub async fn write(&self, node: &str, roll: &Roll) -> Result<(), RedisError> {
+        self.link.look_again().await;
         // Plain data with string keys: serialising it cannot fail.
         let word = serde_json::to_vec(&Word { node: node.to_owned(), roll }).unwrap_or_default();
         let stands = STANDS.as_millis().to_string();

@@ -6,22 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redis::{FromRedisValue, RedisResult};
 
 use super::RedisError;
+use super::dial::Connection;
 use super::link::ANSWER_MAX;
-use super::target::Connection;
 
 /// From here on a stream can be trimmed by its ids.
 const VERSION_MIN: (u32, u32) = (6, 2);
 const POLICY: &str = "maxmemory-policy";
 
 /// Looks once at each connection. `warned` keeps what cannot be known from being said again.
-pub(super) async fn examine(
-    connection: &Connection,
-    at: &str,
-    warned: &AtomicBool,
-) -> Result<(), RedisError> {
+pub(super) async fn examine(connection: &Connection, warned: &AtomicBool) -> Result<(), RedisError> {
+    let server_at = &connection.server;
+    let at = &*server_at.host.to_string();
     let server: String = ask(connection, redis::cmd("INFO").arg("server"))
         .await
-        .map_err(|error| RedisError::of(at, &error))?;
+        .map_err(|error| RedisError::of(server_at, &error))?;
     judge_version(at, info(&server, "redis_version"))?;
     // A managed service may not let CONFIG be asked, and says the same elsewhere.
     let config: RedisResult<HashMap<String, String>> =
@@ -29,14 +27,14 @@ pub(super) async fn examine(
     let policy = match config {
         Ok(found) => found.get(POLICY).cloned(),
         Err(error) if error.code().is_some() => None,
-        Err(error) => return Err(RedisError::of(at, &error)),
+        Err(error) => return Err(RedisError::of(server_at, &error)),
     };
     let policy = match policy {
         Some(policy) => Some(policy),
         None => {
             let memory: String = ask(connection, redis::cmd("INFO").arg("memory"))
                 .await
-                .map_err(|error| RedisError::of(at, &error))?;
+                .map_err(|error| RedisError::of(server_at, &error))?;
             info(&memory, "maxmemory_policy").map(str::to_owned)
         }
     };

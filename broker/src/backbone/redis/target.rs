@@ -1,113 +1,179 @@
-//! Where Redis is, read from a URL, and a connection to it: TCP, TLS where the URL says so, user and database.
+//! What `redis.url` says: of which servers to ask, how, and as whom. It reaches none of them.
 //!
-//! It never repeats the password, nor the URL that holds it.
+//! It never repeats a password, nor the URL that holds it.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
-use rustls::crypto::ring;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
+use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 
 use super::RedisError;
 
-/// How long it may take until a connection can be used.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+const FORM: &str = "redis.url is not of the form redis://user:password@host:port/database, or rediss:// for TLS; \
+                    characters that URLs reserve are percent-encoded in it; several hosts are for redis-sentinel:// and \
+                    redis-cluster://";
+const SENTINEL_FORM: &str = "redis.url is not of the form redis-sentinel://user:password@host:port,host:port/database\
+                             ?service=name, with &sentinel_user=… and &sentinel_password=… where the sentinels ask for \
+                             them, or rediss-sentinel:// for TLS; characters that URLs reserve are percent-encoded in it";
+const CLUSTER_FORM: &str = "redis.url is not of the form redis-cluster://user:password@host:port,host:port, or \
+                            rediss-cluster:// for TLS; characters that URLs reserve are percent-encoded in it; a cluster \
+                            has no database but 0";
+/// Where they listen if nobody says otherwise.
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
 /// Where Redis is.
 #[derive(Clone)]
 pub(super) struct Target {
-    host: String,
-    port: u16,
-    tls: bool,
-    login: RedisConnectionInfo,
+    pub(super) way: Way,
+    /// At least one.
+    pub(super) hosts: Vec<Host>,
+    pub(super) tls: bool,
+    /// At the server that holds the log.
+    pub(super) login: RedisConnectionInfo,
 }
 
-/// A connection and the task that moves its bytes, which ends with the last copy.
-#[derive(Clone, Debug)]
-pub(super) struct Connection {
-    pub(super) commands: MultiplexedConnection,
-    _task: Arc<AbortOnDropHandle<()>>,
+/// How the server is found that holds the log.
+#[derive(Clone)]
+pub(super) enum Way {
+    /// It is the host.
+    Alone,
+    /// The hosts are sentinels, who know it by the name of the service.
+    Sentinel { service: String, login: RedisConnectionInfo },
+    /// The hosts are members of a cluster, of which each knows who has the keys.
+    Cluster,
+}
+
+/// A host without brackets, and its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    pub(super) name: String,
+    pub(super) port: u16,
 }
 
 impl Target {
     /// Reads a URL.
     pub(super) fn parse(url: &str) -> Result<Self, RedisError> {
-        const FORM: &str = "redis.url is not of the form redis://user:password@host:port/database, or rediss:// for \
-                            TLS; characters that URLs reserve are percent-encoded in it";
-        let wrong = || RedisError::Unsuitable(FORM.into());
-        let (tls, rest) = match url.split_once("://").ok_or_else(wrong)? {
-            ("redis", rest) => (false, rest),
-            ("rediss", rest) => (true, rest),
-            _ => return Err(wrong()),
+        let wrong = |form: &str| RedisError::Unsuitable(form.to_owned());
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong(FORM))?;
+        let tls = scheme.starts_with("rediss");
+        let (form, read) = match scheme {
+            "redis" | "rediss" => (FORM, alone(rest)),
+            "redis-sentinel" | "rediss-sentinel" => (SENTINEL_FORM, sentinel(rest)),
+            "redis-cluster" | "rediss-cluster" => (CLUSTER_FORM, cluster(rest)),
+            _ => (FORM, None),
         };
-        if rest.contains('#') || rest.contains('?') {
-            return Err(wrong());
+        let (way, hosts, login) = read.ok_or_else(|| wrong(form))?;
+        Ok(Self { way, hosts, tls, login })
+    }
+}
+
+type Read = Option<(Way, Vec<Host>, RedisConnectionInfo)>;
+
+fn alone(rest: &str) -> Read {
+    if rest.contains(['?', '#']) {
+        return None;
+    }
+    let (host, login) = one(rest)?;
+    Some((Way::Alone, vec![host], login))
+}
+
+fn sentinel(rest: &str) -> Read {
+    let (rest, query) = rest.split_once('?')?;
+    let (hosts, login) = several(rest, SENTINEL_PORT)?;
+    let (mut service, mut user, mut password) = (None, None, None);
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=')?;
+        let known = match key {
+            "service" => &mut service,
+            "sentinel_user" => &mut user,
+            "sentinel_password" => &mut password,
+            _ => return None,
+        };
+        if known.replace(decoded(value)?).is_some() {
+            return None;
         }
-        let info = format!("redis://{rest}").into_connection_info().map_err(|_| wrong())?;
-        let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(wrong()) };
-        // What the library would tell of itself needs a right more, and helps nobody.
-        let login = info.redis_settings().clone().set_skip_set_lib_name();
-        Ok(Self { host: host.clone(), port: *port, tls, login })
     }
-
-    /// Connects. Answers that take longer than asked of a connection end it.
-    pub(super) async fn connect(&self) -> Result<Connection, RedisError> {
-        let late = |_| {
-            RedisError::Away(format!(
-                "Redis at {self} did not take a connection within 5 s; it is tried again"
-            ))
-        };
-        tokio::time::timeout(CONNECT_MAX, self.dial()).await.map_err(late)?
-    }
-
-    async fn dial(&self) -> Result<Connection, RedisError> {
-        let failed = |error: std::io::Error| {
-            let text = error.to_string().replace('\n', " ");
-            RedisError::Away(format!("Redis at {self} cannot be reached: {text}; it is tried again"))
-        };
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        if !self.tls {
-            return self.log_in(stream).await;
+    let mut of_sentinels = RedisConnectionInfo::default().set_skip_set_lib_name();
+    match (user, password) {
+        (Some(_), None) => return None,
+        (user, Some(password)) => {
+            of_sentinels = of_sentinels.set_password(password);
+            if let Some(user) = user {
+                of_sentinels = of_sentinels.set_username(user);
+            }
         }
-        let refused = |why: String| {
-            RedisError::Unsuitable(format!(
-                "TLS with Redis at {self}: {why}; correct redis.url, or the certificates"
-            ))
-        };
-        let name = ServerName::try_from(self.host.clone()).map_err(|error| refused(error.to_string()))?;
-        let connector = TlsConnector::from(trusting().map_err(refused)?);
-        let stream = connector.connect(name, stream).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::InvalidData => refused(error.to_string()),
-            _ => failed(error),
-        })?;
-        self.log_in(stream).await
+        (None, None) => {}
     }
+    let service = service?;
+    Some((Way::Sentinel { service, login: of_sentinels }, hosts, login))
+}
 
-    async fn log_in<S>(&self, stream: S) -> Result<Connection, RedisError>
-    where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    {
-        // Each call says for itself how long it may take.
-        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-        let (commands, task) = MultiplexedConnection::new_with_config(&self.login, stream, config)
-            .await
-            .map_err(|error| RedisError::of(&self.to_string(), &error))?;
-        Ok(Connection { commands, _task: Arc::new(AbortOnDropHandle::new(tokio::spawn(task))) })
+fn cluster(rest: &str) -> Read {
+    if rest.contains('?') {
+        return None;
+    }
+    let (hosts, login) = several(rest, PORT)?;
+    (login.db() == 0).then_some((Way::Cluster, hosts, login))
+}
+
+/// Hosts with commas between them, and what else stands in a URL.
+fn several(rest: &str, port: u16) -> Option<(Vec<Host>, RedisConnectionInfo)> {
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, hosts) = match authority.rsplit_once('@') {
+        Some((user, hosts)) => (format!("{user}@"), hosts),
+        None => (String::new(), authority),
+    };
+    let mut found = Vec::new();
+    let mut login = None;
+    for host in hosts.split(',') {
+        let (_, behind) = host.rsplit_once(']').unwrap_or(("", host));
+        let port = if behind.contains(':') { String::new() } else { format!(":{port}") };
+        let (host, of_it) = one(&format!("{user}{host}{port}/{path}"))?;
+        found.push(host);
+        login = Some(of_it);
+    }
+    Some((found, login?))
+}
+
+/// What stands in a URL with one host. The library takes it apart.
+fn one(rest: &str) -> Option<(Host, RedisConnectionInfo)> {
+    if rest.contains('#') {
+        return None;
+    }
+    let info = format!("redis://{rest}").into_connection_info().ok()?;
+    let ConnectionAddr::Tcp(name, port) = info.addr() else { return None };
+    if name.is_empty() || name.contains(',') || *port == 0 {
+        return None;
+    }
+    // What the library would tell of itself needs a right more, and helps nobody.
+    let login = info.redis_settings().clone().set_skip_set_lib_name();
+    Some((Host { name: name.clone(), port: *port }, login))
+}
+
+/// A value of a query, by the library's own reading of a password, which is one that says something.
+fn decoded(value: &str) -> Option<String> {
+    let value = value.replace('/', "%2F").replace('?', "%3F");
+    let info = format!("redis://:{value}@host").into_connection_info().ok()?;
+    info.redis_settings().password().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, port } = self;
+        if name.contains(':') { write!(f, "[{name}]:{port}") } else { write!(f, "{name}:{port}") }
     }
 }
 
 impl fmt::Display for Target {
-    /// Host and port.
+    /// Hosts and ports, and the service where there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        for (at, host) in self.hosts.iter().enumerate() {
+            write!(f, "{}{host}", if at > 0 { "," } else { "" })?;
+        }
+        match &self.way {
+            Way::Sentinel { service, .. } => write!(f, " service {service}"),
+            Way::Alone | Way::Cluster => Ok(()),
+        }
     }
 }
 
@@ -115,22 +181,6 @@ impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Target({self})")
     }
-}
-
-/// Whoever the operating system trusts.
-fn trusting() -> Result<Arc<ClientConfig>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        return Err("the system has no root certificates (SSL_CERT_FILE may name some)".into());
-    }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
 }
 
 #[cfg(test)]
@@ -145,13 +195,64 @@ mod tests {
         };
         check("redis://localhost", Some(("localhost:6379", false)));
         check("rediss://u:p%40ss@cache.example:7000/3", Some(("cache.example:7000", true)));
-        check("redis://:p@[::1]:7000", Some(("::1:7000", false)));
+        check("redis://:p@[::1]:7000", Some(("[::1]:7000", false)));
         check("localhost:6379", None);
         check("http://localhost", None);
         check("redis://", None);
         check("redis://h/x", None);
+        check("redis://a,b", None);
+        check("redis://a:1,b:2", None);
         check("rediss://h/#insecure", None);
         check("redis://h/?protocol=resp3", None);
+
+        check("redis-sentinel://a,b:7/2?service=s", Some(("a:26379,b:7 service s", false)));
+        check(
+            "rediss-sentinel://u:p@[::1],[::2]:7?service=s%26",
+            Some(("[::1]:26379,[::2]:7 service s&", true)),
+        );
+        check("redis-sentinel://a?sentinel_password=x&service=s", Some(("a:26379 service s", false)));
+        check("redis-sentinel://a", None);
+        check("redis-sentinel://a?service=", None);
+        check("redis-sentinel://a?service=s&service=t", None);
+        check("redis-sentinel://a?service=s&quorum=2", None);
+        check("redis-sentinel://a?service=s&sentinel_user=u", None);
+        check("redis-sentinel://?service=s", None);
+        check("redis-sentinel://u:p@?service=s", None);
+        check("redis-sentinel://a,,b?service=s", None);
+        check("redis-sentinel://a:0?service=s", None);
+        check("redis-sentinel://a:x?service=s", None);
+        check("redis-sentinel://a/x?service=s", None);
+        check("redis-sentinel://a?service=s#insecure", None);
+
+        check("redis-cluster://a:7,b", Some(("a:7,b:6379", false)));
+        check("rediss-cluster://u:p@a/0", Some(("a:6379", true)));
+        check("redis-cluster://", None);
+        check("redis-cluster://a/1", None);
+        check("redis-cluster://a,", None);
+        check("redis-cluster://a?service=s", None);
+        check("redis-cluster://a#insecure", None);
+    }
+
+    #[test]
+    fn the_documented_forms_are_read() {
+        let document = include_str!("../../../../docs/configuration.md");
+        let forms: Vec<_> = document.lines().filter_map(|line| line.strip_prefix("- `redis")).collect();
+        assert_eq!(forms.len(), 3);
+        for form in forms {
+            let (form, _) = form.split_once('`').unwrap();
+            let target = Target::parse(&format!("redis{form}")).unwrap();
+            assert_eq!(target.login.password(), Some("password"));
+        }
+    }
+
+    #[test]
+    fn who_is_who() {
+        let url =
+            "redis-sentinel://u%3A:p%2Fq@a,b/2?sentinel_user=s%20u&sentinel_password=s/p%3F%25@&service=s";
+        let Target { way, login, .. } = Target::parse(url).unwrap();
+        assert_eq!((login.username(), login.password(), login.db()), (Some("u:"), Some("p/q"), 2));
+        let Way::Sentinel { login, .. } = way else { panic!("{url}") };
+        assert_eq!((login.username(), login.password(), login.db()), (Some("s u"), Some("s/p?%@"), 0));
     }
 
     #[test]
@@ -161,6 +262,15 @@ mod tests {
             "redis://u:swordfish@h/x",
             "redis://u:swordfish@",
             "x://u:swordfish@h",
+            "redis://u:swordfish@a,b",
+            "redis-sentinel://u:swordfish@a,b?service=s",
+            "redis-sentinel://u:swordfish@a,b",
+            "redis-sentinel://a?service=s&sentinel_password=swordfish",
+            "redis-sentinel://a?service=s&sentinel_pasword=swordfish",
+            "redis-sentinel://a/swordfish?service=s",
+            "redis-cluster://u:swordfish@a,b",
+            "redis-cluster://u:swordfish@a,b/1",
+            "redis-cluster://u:sword/fish:swordfish@a",
         ] {
             let shown =
                 Target::parse(url).map_or_else(|error| error.to_string(), |target| format!("{target:?}"));

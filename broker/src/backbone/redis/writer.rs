@@ -39,7 +39,7 @@ impl Writer {
     /// # Errors
     /// [`RedisError::Away`] or [`RedisError::Unsuitable`].
     pub async fn connect(config: &Config, source: &str) -> Result<Self, RedisError> {
-        let link = Link::new(config.target()?, true);
+        let link = Link::new(config, source, true)?;
         link.connection().await?;
         Ok(Self {
             link,
@@ -169,7 +169,8 @@ impl Writer {
         scripts::done(&said, fence).map(|_| ())
     }
 
-    /// Tells those who follow that a leader is there, and says how far the log goes; `None`: Redis holds none, or lost the values that belong to it, and a line has to begin.
+    /// Tells those who follow that a leader is there, and says how far the log goes; `None`: Redis holds none, or lost the
+    /// values that belong to it, and a line has to begin.
     ///
     /// # Errors
     /// [`RedisError::Fenced`] if a later leader was here; [`RedisError::Away`], [`RedisError::Unsuitable`].

@@ -11,7 +11,7 @@ use tokio_postgres::types::Type;
 use super::plan::{Action, Current, Step, Who};
 use super::tries::{Refused, Tries};
 use super::triggers::{self, Wanted};
-use super::{Report, STATEMENTS, SetupError, SetupOptions, checks, locks, plan, statements};
+use super::{Report, STATEMENTS, SetupError, SetupOptions, checks, locks, moving, plan, statements};
 use crate::source::SourceKind;
 use crate::source::server::Server;
 
@@ -148,11 +148,14 @@ fn lane_seconds(age: Duration) -> u32 {
 }
 
 /// Looks, refuses what would not work, and takes the missing steps, all in one transaction, which is tried until it has
-/// its locks. What was done, and whether publishers were switched over.
+/// its locks. What was done, and what has to go on for a while where publishers were switched over.
 ///
 /// # Errors
 /// See [`SetupError`]. Nothing was changed then.
-pub(super) async fn setup(client: &mut Client, options: &SetupOptions) -> Result<(Report, bool), SetupError> {
+pub(super) async fn setup(
+    client: &mut Client,
+    options: &SetupOptions,
+) -> Result<(Report, Option<&'static str>), SetupError> {
     let tries = Tries::new(options.lock_timeout);
     loop {
         match try_setup(client, options, &tries).await {
@@ -166,7 +169,7 @@ async fn try_setup(
     client: &mut Client,
     options: &SetupOptions,
     tries: &Tries,
-) -> Result<(Report, bool), Refused> {
+) -> Result<(Report, Option<&'static str>), Refused> {
     let mut report = Report::default();
     let failed = |error| SetupError::from_postgres("setting up", &error);
     let transaction = client.transaction().await.map_err(failed)?;
@@ -210,6 +213,7 @@ async fn look(
 ) -> Result<(Current, Vec<String>), SetupError> {
     begin(client, lock_timeout).await?;
     let version = version(client).await?;
+    moving::refuse(client, options).await?;
     checks::roles(client, options).await?;
     checks::tables(client, options, version).await?;
     let current = Current::read(client, options, version).await?;

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::statements::{self, Grant};
-use super::{SetupError, SetupOptions, migrations, outbox};
+use super::{SetupError, SetupOptions, grants, migrations, moving, outbox};
 use crate::source::SourceKind;
 use crate::source::wal::catalog;
 
@@ -78,6 +78,7 @@ pub(super) struct Current {
     pub(super) generation: bool,
     pub(super) slot: Slot,
     pub(super) outbox: outbox::Found,
+    pub(super) moving: moving::Found,
 }
 
 impl Current {
@@ -92,6 +93,7 @@ impl Current {
             generation: false,
             slot: Slot::Missing,
             outbox: outbox::Found::nothing(),
+            moving: moving::Found::nothing(),
         }
     }
 
@@ -105,11 +107,24 @@ impl Current {
         self.slot != Slot::Usable
     }
 
-    /// Whether what publishers send goes another way from now on. Where the schema is yet to be made, there are none.
-    pub(super) fn switches_publishers(&self, options: &SetupOptions) -> bool {
+    /// Where what publishers send goes another way from now on: what has to go on until the old way is over. Where the
+    /// schema is yet to be made, there are none.
+    pub(super) fn switches_publishers(&self, options: &SetupOptions) -> Option<&'static str> {
         let first = all_migrations().first().map(Migration::version);
         let new = self.pending.first().is_some_and(|pending| Some(pending.version()) == first);
-        !new && self.outbox.switches(options)
+        if new {
+            None
+        } else if self.outbox.switches(options) {
+            Some("keep the old broker running")
+        } else {
+            self.moving.switches(options).then_some("let those go on who hear of it by the old carrier")
+        }
+    }
+
+    fn wanted_grants(&self, options: &SetupOptions) -> Vec<Grant> {
+        let mut wanted = grants::wanted(options, &self.brokers);
+        wanted.extend(self.moving.grants(options, &self.brokers));
+        wanted
     }
 
     /// Looks.
@@ -134,9 +149,11 @@ impl Current {
             current.generation =
                 client.query_typed_one(sql, &[(&options.source, Type::TEXT)]).await.map_err(failed)?.get(0);
         }
-        current.brokers = read_brokers(client).await.map_err(failed)?;
-        for grant in wanted_grants(options, &current.brokers) {
+        current.brokers = grants::read_brokers(client).await.map_err(failed)?;
+        current.moving = moving::Found::read(client, schema_complete).await.map_err(failed)?;
+        for grant in current.wanted_grants(options) {
             if (schema_complete || grant.foreign())
+                && current.moving.has(&grant)
                 && client.query_typed_one(&grant.check(), &[]).await.map_err(failed)?.get(0)
             {
                 current.granted.push(grant);
@@ -149,14 +166,6 @@ impl Current {
         }
         Ok(current)
     }
-}
-
-/// Who was granted what setup grants to brokers alone. They stay brokers when tables are added.
-async fn read_brokers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
-    let sql = "SELECT r.rolname::text FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee
-        WHERE c.oid = to_regclass('walcast.source') AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
-        ORDER BY r.rolname";
-    Ok(client.query_typed(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn read_publication(
@@ -260,44 +269,6 @@ fn pending(
     }
 }
 
-fn wanted_grants(options: &SetupOptions, brokers: &[String]) -> Vec<Grant> {
-    let mut grants = Vec::new();
-    let mut grant = |role: &str, privilege, kind, object: &str| {
-        let grant = Grant { privilege, kind, object: object.into(), role: role.into() };
-        if !grants.contains(&grant) {
-            grants.push(grant);
-        }
-    };
-    let brokers = || options.broker_role.iter().chain(brokers);
-    for role in options.publishers.iter().chain(brokers()) {
-        grant(role, "USAGE", "SCHEMA", "walcast");
-        grant(role, "EXECUTE", "FUNCTION", "walcast.publish(text, jsonb)");
-        grant(role, "EXECUTE", "FUNCTION", "walcast.notify(text, text)");
-        // To make one segment of a topic of any text; errors of `publish` recommend it.
-        grant(role, "EXECUTE", "FUNCTION", "walcast.encode_segment(text)");
-    }
-    for role in brokers() {
-        grant(role, "EXECUTE", "FUNCTION", "walcast.publish_once(text, text, jsonb)");
-        for table in ["walcast.settings", "walcast.source", statements::HISTORY] {
-            grant(role, "SELECT", "TABLE", table);
-        }
-        match options.kind {
-            SourceKind::Wal => grant(role, "SELECT", "TABLE", "walcast.key"),
-            SourceKind::Outbox => {
-                outbox::FUNCTIONS.iter().for_each(|function| grant(role, "EXECUTE", "FUNCTION", function));
-            }
-        }
-        // The broker writes a new generation before it replaces a slot that was lost.
-        grant(role, "INSERT", "TABLE", "walcast.source");
-        grant(role, "UPDATE", "TABLE", "walcast.source");
-        for table in options.tables.iter().filter(|table| table.state) {
-            grant(role, "USAGE", "SCHEMA", &statements::ident(&table.schema));
-            grant(role, "SELECT", "TABLE", &statements::table(&table.schema, &table.name));
-        }
-    }
-    grants
-}
-
 /// What is missing, in an order in which each step finds what it needs: the publication exists before the
 /// slot, for decoding looks it up as it was, and the generation before the slot, or a crash between the two
 /// would leave a new number line under an old name. Publishers are switched over last, when all is there that is to
@@ -314,6 +285,10 @@ pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
         let failed = "schema walcast: not migrated".into();
         step(Who::Owner, (what, failed), Action::Transaction(statements::migrate(&current.pending)));
     }
+    steps.extend(current.moving.schema_step(options));
+    let mut step = |who, (what, failed): (String, String), action| {
+        steps.push(Step { who, what, failed, action, switches: false });
+    };
     let wal = options.kind == SourceKind::Wal;
     if wal && let Some((what, sql)) = publication_step(options, current.publication.as_ref()) {
         let not = if current.publication.is_some() { "changed" } else { "created" };
@@ -321,9 +296,7 @@ pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
         step(Who::Owner, (what, failed), Action::Transaction(sql));
     }
     let mut by_role: BTreeMap<String, Vec<Grant>> = BTreeMap::new();
-    for grant in
-        wanted_grants(options, &current.brokers).into_iter().filter(|grant| !current.granted.contains(grant))
-    {
+    for grant in current.wanted_grants(options).into_iter().filter(|grant| !current.granted.contains(grant)) {
         by_role.entry(grant.role.clone()).or_default().push(grant);
     }
     for (role, grants) in by_role {
@@ -350,6 +323,7 @@ pub(super) fn plan(options: &SetupOptions, current: &Current) -> Vec<Step> {
         step(Who::Broker, texts, Action::CreateSlot { version: current.version });
     }
     steps.extend(current.outbox.steps(options));
+    steps.extend(current.moving.carrier_step(options));
     steps
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use refinery::Migration;
 
-use super::PublishedTable;
+use super::{PublishedTable, moving};
 use crate::source::wal::rebuild::LOCK;
 pub(crate) use crate::source::wal::rebuild::{OPEN_TRANSACTIONS, create_slot};
 
@@ -150,9 +150,12 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    /// Whether the object is not of our schema, so that it stays when the schema goes.
+    /// Whether the object is of none of our schemas, so that it stays when these go.
     pub(crate) fn foreign(&self) -> bool {
-        self.object != "walcast" && !self.object.starts_with("walcast.")
+        ["walcast", moving::SCHEMA].iter().all(|schema| {
+            let rest = self.object.strip_prefix(schema);
+            rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with('.'))
+        })
     }
 
     /// A query that tells whether the role has the privilege, by whatever way; the object exists.

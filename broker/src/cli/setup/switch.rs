@@ -63,9 +63,9 @@ impl Old {
 }
 
 /// Waits until nothing is on the old way any more, or for `limit`, and reports what came of it. To be called once the
-/// switch is committed.
-pub(super) async fn settle(client: &Client, limit: Duration, report: &mut Report) {
-    let until = "keep the old broker running until they are over";
+/// switch is committed; `meanwhile` is what has to go on until they are over.
+pub(super) async fn settle(client: &Client, limit: Duration, meanwhile: &str, report: &mut Report) {
+    let until = format!("{meanwhile} until they are over");
     match wait(client, limit).await {
         Ok(old) if old.names().is_empty() => {
             report.steps.push("settings: nothing is on the old way any more".into());

@@ -71,8 +71,10 @@ fn sessions() -> String {
 const OWNED: &str =
     "SELECT 'dropping publication ' || pubname, pg_get_userbyid(pubowner)::text FROM pg_publication
         WHERE pubname = $1 AND NOT pg_has_role(pubowner, 'USAGE')
-    UNION ALL SELECT 'dropping the schema walcast', pg_get_userbyid(nspowner)::text FROM pg_namespace
-        WHERE nspname = 'walcast' AND NOT pg_has_role(nspowner, 'USAGE')
+    UNION ALL SELECT 'dropping the schema ' || nspname, pg_get_userbyid(nspowner)::text FROM pg_namespace AS n
+        WHERE (nspname = 'walcast' OR nspname = 'walcast_compat' AND EXISTS (SELECT FROM pg_proc WHERE pronamespace = n.oid
+                AND proname = 'pg_notify' AND strpos(prosrc, 'walcast.notify') > 0))
+            AND NOT pg_has_role(nspowner, 'USAGE')
     UNION ALL SELECT DISTINCT 'dropping triggers of ' || c.oid::regclass, pg_get_userbyid(c.relowner)::text
         FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
         WHERE p.pronamespace = to_regnamespace('walcast') AND starts_with(p.proname::text, 'rows_')

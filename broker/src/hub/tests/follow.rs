@@ -302,6 +302,40 @@ fn a_cursor_that_is_ahead_waits() {
 }
 
 #[test]
+fn a_cursor_that_is_ahead_waits_for_the_stream_of_a_new_leader() {
+    let mut pair = Pair::new(100);
+    pair.leader.send(vec![message(101, 1, "a")]);
+    pair.pass_on();
+    // The leader told more than it carried, and was gone.
+    let ahead = Cursor::new(Epoch(1), Position::new(105, 1));
+    let mut feed = Feed { hub: Arc::clone(&pair.follower), head: Position::before(101), ..pair.leader };
+    assert!(feed.hub.lead());
+    let mut early = feed.subscribe(&["a"], From::After(ahead));
+    assert_eq!(events(&mut early, 10), [""; 0]);
+    feed.note(Note::Start { replay_until: Position::before(108), quiet_from: feed.head });
+    feed.send(vec![message(101, 1, "a"), message(105, 1, "a"), message(107, 1, "a")]);
+    assert_eq!(events(&mut early, 10), ["107:1 a message 1"]);
+    let beyond = Cursor::new(Epoch(1), Position::new(109, 1));
+    let mut beyond = feed.subscribe(&["a"], From::After(beyond));
+    assert_eq!(events(&mut beyond, 10), ["reset Gap"], "of a log that nobody knows");
+}
+
+#[test]
+fn who_follows_hears_of_a_long_quiet_stretch() {
+    let mut pair = Pair::new(100);
+    pair.leader.send(vec![message(101, 1, "a")]);
+    pair.pass_on();
+    let before = pair.follower.head();
+    let mut go_to = |lsn: u64| {
+        pair.leader.send_upto(Vec::new(), Position::before(lsn));
+        pair.pass_on();
+        pair.follower.head().map(|head| head.position)
+    };
+    assert_eq!(go_to(1_000), before.map(|head| head.position), "not of each step");
+    assert_eq!(go_to(17 << 20), Some(Position::before(17 << 20)));
+}
+
+#[test]
 fn what_was_not_carried_stays() {
     let mut pair = Pair::new(2);
     let mut cx = Context::from_waker(Waker::noop());

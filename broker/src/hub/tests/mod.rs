@@ -139,8 +139,11 @@ impl Feed {
 
 /// What is there without waiting.
 fn ready(subscription: &mut Subscription, limit: usize) -> Option<Delivery> {
+    let nothing =
+        |delivery: &Delivery| matches!(delivery, Delivery::Values(values) if values.clone().next().is_none());
     // A look over long history pauses between pieces and asks to be polled again.
-    (0..1000).find_map(|_| subscription.next(limit).now_or_never())
+    let mut looks = (0..1000).filter_map(|_| subscription.next(limit).now_or_never());
+    looks.find(|delivery| !nothing(delivery))
 }
 
 #[track_caller]

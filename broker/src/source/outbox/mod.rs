@@ -23,7 +23,7 @@ use walcast_wire::{Epoch, Position};
 
 use super::failure::Failure;
 use super::seeding::{Order, Seeding};
-use super::{Config, Source, SourceError, seed};
+use super::{Config, Source, SourceError, known, quiet_from, seed};
 use crate::event::{Changes, Fence, SeedEnd, Start};
 use crate::health::{Health, Part};
 use crate::hub::Hub;
@@ -105,7 +105,8 @@ impl Outbox {
         let epoch = epoch(&standing, &self.config)?;
         self.check_line(&session, &lease, &standing, epoch).await?;
         self.check_lanes(standing.lane_seconds);
-        let published = self.published.filter(|(line, _)| *line == epoch).map_or(0, |(_, upto)| upto);
+        let published = known(&self.hub, self.published);
+        let published = published.filter(|(line, _)| *line == epoch).map_or(0, |(_, upto)| upto);
         let first = standing.kept.max(published.saturating_sub(1)).min(standing.last);
         let last = answer(table::ticks(&session, first)).await?.into_iter().next();
         let last = last.filter(|tick| tick.id == first).ok_or_else(|| {
@@ -115,7 +116,7 @@ impl Outbox {
         })?;
         let from = last.end();
         let noted = Position::new(standing.quiet_tick, standing.quiet_ordinal);
-        let quiet_from = noted.min(Position::before(from));
+        let quiet_from = quiet_from(Some(noted), first == standing.kept, from);
         let fence = Fence { timeline: standing.timeline.parse().unwrap_or_default(), lsn: lease.lsn };
         let start = Start { epoch, from, quiet_from, replay_until: standing.last + 1, fence };
         // Another number line, or a part of this one that was never seen: all values are read anew.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use walcast_wire::{Epoch, Position};
+use walcast_wire::Epoch;
 
 use super::lease::WALSENDER;
 use super::rebuild::{self, Standing};
@@ -13,6 +13,7 @@ use crate::event::{Fence, Start};
 use crate::postgres::{Companion, Target};
 use crate::source::Config;
 use crate::source::failure::{Failure, Kind};
+use crate::source::quiet_from;
 
 /// What the plugin is asked for; part of the epoch, since it decides which records are numbered.
 const PLUGIN: [(&str, &str); 2] = [("proto_version", "1"), ("messages", "true")];
@@ -81,8 +82,7 @@ pub(super) async fn connect(
         silence_max,
     };
     let stream = connection.start(&options).await?;
-    let quiet_from =
-        standing.quiet_before(floor).unwrap_or(Position::before(from)).min(Position::before(from));
+    let quiet_from = quiet_from(standing.quiet_before(floor), from == floor, from);
     let fence = Fence { timeline: timeline.parse().unwrap_or_default(), lsn: replay_until };
     let start = Start { epoch, from, quiet_from, replay_until, fence };
     let asked_by = standing.asked_by.clone();

@@ -28,7 +28,7 @@ use walcast_wire::Epoch;
 use super::failure::{Failure, Kind};
 use super::seeding::Seeding;
 use super::types::{self, TypeRow};
-use super::{Config, Source, SourceError};
+use super::{Config, Source, SourceError, known};
 use crate::event::{Changes, Commit};
 use crate::health::Health;
 use crate::hub::Hub;
@@ -183,7 +183,7 @@ impl Wal {
             &self.companion,
             &self.config,
             silence_max,
-            self.published,
+            known(&self.hub, self.published),
             &mut self.attempts,
             &self.warm,
         )

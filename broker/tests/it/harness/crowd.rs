@@ -53,8 +53,6 @@ pub(crate) struct Crowd {
     /// Where the brokers are now.
     brokers: watch::Sender<Vec<Client>>,
     stays: usize,
-    /// Some come back with a place that is old.
-    pub(crate) forgets: bool,
     /// Events that followers were given so far.
     delivered: Arc<AtomicU64>,
     stop: CancellationToken,
@@ -82,7 +80,6 @@ impl Crowd {
             receiver,
             brokers: watch::channel(Vec::new()).0,
             stays: usize::MAX,
-            forgets: true,
             delivered: Arc::default(),
             stop: CancellationToken::new(),
             writers: Vec::new(),
@@ -141,7 +138,6 @@ impl Crowd {
             begun: self.begun,
             brokers: self.brokers.subscribe(),
             stays: self.stays,
-            forgets: self.forgets,
             delivered: Arc::clone(&self.delivered),
             end: self.end.subscribe(),
             give_up: self.give_up.clone(),
@@ -282,7 +278,6 @@ struct Follower {
     begun: Instant,
     brokers: watch::Receiver<Vec<Client>>,
     stays: usize,
-    forgets: bool,
     delivered: Arc<AtomicU64>,
     end: watch::Receiver<Option<Position>>,
     give_up: CancellationToken,
@@ -303,7 +298,7 @@ impl Follower {
 
     /// Until it is where all followers are to get.
     async fn follow(&mut self, mut place: Subscription) {
-        let mut old = place.clone();
+        let mut old = Some(place.clone());
         loop {
             self.connection += 1;
             let client = {
@@ -315,9 +310,10 @@ impl Follower {
                 usize::MAX => usize::MAX,
                 most => 1 + (self.number * 31 + self.connection as usize * 17) % most,
             };
-            let forgets =
-                self.forgets && self.number.is_multiple_of(FORGETFUL) && self.connection.is_multiple_of(2);
-            let from = if forgets { &old } else { &place };
+            let forgets = self.number.is_multiple_of(FORGETFUL)
+                && self.connection.is_multiple_of(2)
+                && self.end.borrow().is_none();
+            let from = old.as_ref().filter(|_| forgets).unwrap_or(&place);
             // Another transport each time.
             let transport = Transport::ALL[(self.number + self.connection as usize) % 3];
             self.note(What::Presented(from.cursor()));
@@ -328,14 +324,19 @@ impl Follower {
                     && !matches!(message, Message::Refused { code: ProblemCode::Unavailable, .. })
                 {
                     events += 1;
-                    if events % FORGOTTEN == 0 {
-                        old = stream.subscription().clone();
+                    // Behind a reset no place from before it holds; its own says "from the beginning", and who goes back
+                    // there on purpose begins anew.
+                    if matches!(message, Message::Reset(_)) {
+                        old = None;
+                    } else if events % FORGOTTEN == 0 {
+                        old = Some(stream.subscription().clone());
                     }
                     self.message(message).await;
                     if self.upto(stream.subscription()) {
                         return;
                     }
-                    if events >= stays {
+                    // Once it is about how soon all are whole, nobody leaves any more.
+                    if events >= stays && self.end.borrow().is_none() {
                         break;
                     }
                 }

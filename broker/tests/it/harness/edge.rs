@@ -13,10 +13,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use walcast::auth::{self, KeyConfig, Keys, RoleConfig};
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Seeded, Snapshot, State};
 use walcast::hub::roll::Elsewhere;
 use walcast::hub::{self, Hub};
-use walcast::transport::{self, Config, Others, PublishError, Published, Publisher};
+use walcast::transport::{self, Config, Others, Parts, PublishError, Published, Publisher};
 use walcast_wire::{Cursor, Epoch, Op, Position, Topic};
 
 use super::plain::Plain;
@@ -65,6 +66,7 @@ pub(crate) struct Edge {
     pub(crate) hub: Arc<Hub>,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) drain: CancellationToken,
+    keys: watch::Sender<Arc<Keys>>,
     pub(crate) served: JoinHandle<()>,
     head: AtomicU64,
 }
@@ -95,9 +97,24 @@ impl Edge {
         let publisher = Arc::clone(&shelf) as Arc<dyn Publisher>;
         let away = watch::channel(false).1;
         let (theirs, end) = (Arc::clone(&hub), drain.clone());
-        let serving = transport::serve(listener, config, theirs, publisher, Arc::new(Alone), end, away);
+        let keys = watch::Sender::new(Arc::new(Keys::new(&[], &[], false).unwrap()));
+        let parts = Parts {
+            hub: theirs,
+            publisher,
+            others: Arc::new(Alone),
+            auth: auth::Config::default(),
+            keys: keys.subscribe(),
+            tls: None,
+        };
+        let serving = transport::serve(listener, config, parts, end, away);
         let served = tokio::spawn(serving);
-        Self { plain: Plain { address }, hub, shelf, drain, served, head: AtomicU64::new(100) }
+        Self { plain: Plain { address }, hub, shelf, drain, keys, served, head: AtomicU64::new(100) }
+    }
+
+    /// Takes these keys, as a reload does.
+    pub(crate) fn let_in(&self, keys: &[KeyConfig], roles: &[RoleConfig]) {
+        let new = Keys::new(keys, roles, false).unwrap();
+        self.keys.send_modify(|keys| *keys = Arc::new(new.after(keys)));
     }
 
     fn note(&self, note: Note) {

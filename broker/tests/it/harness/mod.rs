@@ -4,7 +4,7 @@
 //! - a test of the process, its settings or its life: [`serving`] is `walcast serve`, [`process`] any command
 //! - a test that changes a server, crashes it or counts its slots: [`server`] makes one for it alone,
 //!   [`pooler`] what may stand in front of it
-//! - a test of several brokers behind one address: [`balancer`]
+//! - a test of several brokers behind one address: [`balancer`]; over several Redis servers: [`redis_group`]
 //! - a test of the HTTP side: [`edge`] is a hub fed by hand, [`plain`] a client that shows every byte
 //! - a test of faults: [`proxy`] is a link that fails, [`crowd`] writes down what many saw, for the judge
 //! - a test of decoding and seeding without a broker: [`database`]
@@ -21,6 +21,7 @@ pub(crate) mod plain;
 pub(crate) mod pooler;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod redis_group;
 pub(crate) mod server;
 pub(crate) mod serving;
 pub(crate) mod wait;

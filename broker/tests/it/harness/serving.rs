@@ -94,6 +94,11 @@ impl Process {
         until("the process is ready", async || self.readiness().await.0 == 200).await;
     }
 
+    /// Everything that it said so far.
+    pub(crate) fn log(&self) -> String {
+        self.running.said()
+    }
+
     /// Until it said this.
     pub(crate) async fn said(&mut self, text: &str) {
         self.running.until(text).await;

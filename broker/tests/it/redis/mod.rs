@@ -13,13 +13,15 @@ use walcast::hub::page::{Outgoing, Page};
 use walcast::throwaway::redis::Server;
 use walcast_wire::{Cursor, Epoch, Position};
 
-use crate::wait::within;
+use crate::wait::{LIMIT, until_limit, within};
 
 mod append;
+mod cluster;
 mod follow;
 mod form;
 mod loss;
 mod roll;
+mod sentinel;
 mod suit;
 mod tls;
 mod values;
@@ -41,6 +43,42 @@ impl Patient {
     }
 }
 
+/// Appends as the broker does, until a server takes it: what was lost on the way it claims, and tells again from there.
+async fn carry(writer: &mut Writer, pages: &[&Outgoing]) {
+    until_limit(2 * LIMIT, "a server takes it", async || {
+        let place = match writer.claim(FENCE).await {
+            Ok(place) => place,
+            Err(RedisError::Away(_)) => return false,
+            Err(error) => panic!("{error}"),
+        };
+        let missing = pages.iter().filter(|sent| place.is_none_or(|place| sent.page.upto > place.head));
+        for sent in missing {
+            match writer.append(sent).await {
+                Ok(()) => {}
+                Err(RedisError::Away(_)) => return false,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        true
+    })
+    .await;
+}
+
+/// Reads as the broker does, until there is a page.
+async fn read_on(reader: &mut Reader, after: Cursor) -> Page {
+    let mut found = None;
+    until_limit(2 * LIMIT, "a page", async || match reader.next(Some(after)).await {
+        Ok(page) => {
+            found = page;
+            found.is_some()
+        }
+        Err(RedisError::Away(_) | RedisError::Moved(None)) => false,
+        Err(error) => panic!("{error}"),
+    })
+    .await;
+    found.unwrap()
+}
+
 /// A Redis of the test's own, and a look into it beside the broker's.
 struct Lab {
     server: Arc<Server>,
@@ -58,8 +96,13 @@ impl Lab {
         Self { server: Arc::new(server), raw }
     }
 
+    /// A look at a server that is there.
+    async fn of(server: &Arc<Server>) -> Self {
+        Self { server: Arc::clone(server), raw: raw(&server.url()).await }
+    }
+
     fn config(&self) -> Config {
-        Config { url: Some(self.server.url()), ..Config::default() }
+        config(self.server.url())
     }
 
     /// Without a claim.
@@ -115,6 +158,10 @@ impl Lab {
             let _: () = self.ask(::redis::cmd("RESTORE").arg(key).arg(0).arg(bytes)).await;
         }
     }
+}
+
+fn config(url: String) -> Config {
+    Config { url: Some(url), ..Config::default() }
 }
 
 async fn raw(url: &str) -> MultiplexedConnection {

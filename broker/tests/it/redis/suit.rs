@@ -71,9 +71,27 @@ async fn allow(lab: &Lab, head: &[String], rights: &[String]) {
     let _: () = lab.ask(&command).await;
 }
 
-/// Everything that brokers do with Redis, once.
-async fn everything(lab: &Lab, values: &AllValues) -> Result<(), RedisError> {
-    let url = Some(lab.server.url().replace("//", "//walcast:secret@"));
+/// A user with all documented rights, and more.
+pub(super) async fn allow_documented(lab: &Lab, more: &[&str]) {
+    let (head, mut rights) = documented();
+    rights.extend(more.iter().map(|right| (*right).to_owned()));
+    allow(lab, &head, &rights).await;
+}
+
+/// The command by which a sentinel knows us.
+pub(super) fn documented_for_sentinel() -> redis::Cmd {
+    let mut lines = OPERATIONS.lines().filter(|line| line.starts_with("ACL SETUSER walcast "));
+    let line = lines.find(|line| line.contains("+sentinel|")).unwrap();
+    let mut command = redis::cmd("ACL");
+    line.split(' ').skip(1).for_each(|word| {
+        command.arg(word.replace(">PASSWORD", ">secret"));
+    });
+    command
+}
+
+/// Everything that brokers do with Redis, once. `lab` looks into the server that the URL leads to.
+pub(super) async fn everything(lab: &Lab, url: String, values: &AllValues) -> Result<(), RedisError> {
+    let url = Some(url);
     let config = Config { url, pubsub: true, replicas: 1, replicas_timeout: Duration::from_millis(1) };
     let mut writer = Writer::connect(&config, SOURCE).await?;
     writer.claim(FENCE).await?;
@@ -120,17 +138,17 @@ async fn the_documented_rights_are_enough_and_all_are_needed() {
     let (head, rights) = documented();
     assert!(rights.len() > 10, "{rights:?}");
     allow(&lab, &head, &rights).await;
-    within("everything", everything(&lab, &values)).await.unwrap();
+    let url = lab.server.url().replace("//", "//walcast:secret@");
+    within("everything", everything(&lab, url.clone(), &values)).await.unwrap();
     allow(&lab, &head, &of_an_edge()).await;
     let _: () = lab.say("SCRIPT FLUSH").await;
-    let url = Some(lab.server.url().replace("//", "//walcast:secret@"));
-    within("following", following(&Config { url, ..Config::default() })).await.unwrap();
+    within("following", following(&super::config(url.clone()))).await.unwrap();
     for missing in &rights {
         let fewer: Vec<String> = rights.iter().filter(|right| *right != missing).cloned().collect();
         allow(&lab, &head, &fewer).await;
         let _: () = lab.say("FLUSHALL").await;
         let _: () = lab.say("SCRIPT FLUSH").await;
-        let done = within("everything", everything(&lab, &values)).await;
+        let done = within("everything", everything(&lab, url.clone(), &values)).await;
         let Err(RedisError::Unsuitable(why)) = done else { panic!("without {missing}: {done:?}") };
         assert!(why.contains("docs/operations.md"), "without {missing}: {why}");
     }
