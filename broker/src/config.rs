@@ -12,7 +12,9 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::backbone::redis;
-use crate::{admin, auth, hub, listen, node, pipeline, postgres, router, source, telemetry, transport};
+use crate::{
+    admin, auth, endpoint, hub, listen, node, pipeline, postgres, router, source, telemetry, transport,
+};
 
 mod limits;
 #[cfg(test)]
@@ -59,6 +61,8 @@ pub struct Config {
     pub table: Vec<router::RuleConfig>,
     /// `[[role]]`: what holders of keys may do.
     pub role: Vec<auth::RoleConfig>,
+    /// `[[endpoint]]`: requests of existing clients, and what answers them.
+    pub endpoint: Vec<endpoint::EndpointConfig>,
     /// `[[key]]`: who may come in; with those of `auth.keys_file`.
     pub key: Vec<auth::KeyConfig>,
 }
@@ -157,7 +161,7 @@ impl Loaded {
         self.settings.get(section).and_then(Value::as_table).is_some_and(|keys| keys.contains_key(key))
     }
 
-    /// The keys outside `[[table]]` that are set otherwise than in `before`, such as `http.listen`.
+    /// What needs a restart and is set otherwise than in `before`: keys such as `http.listen`, and `[[endpoint]]`.
     #[must_use]
     pub fn changed_since(&self, before: &Self) -> Vec<String> {
         let value = |settings: &Table, (section, key): (&str, &str)| {
@@ -169,7 +173,9 @@ impl Loaded {
             .flat_map(|(section, keys)| keys.keys().map(move |key| (section, key.as_str())))
             .collect();
         let changed = |key: &(&str, &str)| value(&self.settings, *key) != value(&before.settings, *key);
-        keys.into_iter().filter(changed).map(|(section, key)| format!("{section}.{key}")).collect()
+        let keys = keys.into_iter().filter(changed).map(|(section, key)| format!("{section}.{key}"));
+        let endpoints = self.settings.get("endpoint") != before.settings.get("endpoint");
+        keys.chain(endpoints.then(|| "[[endpoint]]".into())).collect()
     }
 }
 

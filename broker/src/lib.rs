@@ -11,7 +11,8 @@
 //! - [`event`]: changes, events, batches; [`value`]: Postgres text to JSON; [`units`]: sizes in settings
 //! - [`postgres`]: connection strings, TLS, the companion session
 //! - [`source`]: reads changes, tells what is visible, seeds
-//! - [`router`]: rules, topics, payloads; pure
+//! - [`router`]: rules, topics, payloads; [`endpoint`]: requests of others' making, and what answers them; both pure
+//! - [`expression`], [`template`]: CEL and topics with placeholders, for both
 //! - [`auth`]: who may do what; pure
 //! - [`backbone`]: carries batches to every node
 //! - [`hub`]: history, current values, subscriptions; no input or output
@@ -27,7 +28,9 @@ pub mod auth;
 pub mod backbone;
 pub mod cli;
 pub mod config;
+pub mod endpoint;
 pub mod event;
+pub mod expression;
 pub mod facts;
 pub mod health;
 pub mod hub;
@@ -40,6 +43,7 @@ pub mod router;
 pub mod sabotage;
 pub mod source;
 pub mod telemetry;
+pub mod template;
 pub mod throwaway;
 pub mod transport;
 pub mod units;

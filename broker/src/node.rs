@@ -19,6 +19,7 @@ use crate::backbone::Backbone as _;
 use crate::backbone::local::Local;
 use crate::backbone::redis::RedisError;
 use crate::config::Config;
+use crate::endpoint::{EndpointError, Endpoints};
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
 use crate::listen::tls::{Certificate, TlsError};
@@ -60,6 +61,9 @@ pub enum NodeError {
     /// A role or a key is wrong.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// An endpoint is wrong.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -150,6 +154,11 @@ impl Node {
     pub fn start(config: Config) -> Result<Self, NodeError> {
         let router = compile(&config, &config.table)?;
         let keys = keys(&config)?;
+        let endpoints = Endpoints::new(&config.endpoint)?;
+        // An edge has no rules: the leader's say what is kept.
+        if config.node.role != Role::Edge {
+            warn_of_empty(&endpoints, &router);
+        }
         let certificate = Certificate::load(&config.tls)?;
         let tls = certificate.as_ref().map(Certificate::current);
         let target = config.target()?;
@@ -214,7 +223,7 @@ impl Node {
         }
         if let Some((listener, _)) = http {
             let others = fleet::others(&mut node)?;
-            node.spawn("http", serve(&parts, listener, others, tls.clone()));
+            node.spawn("http", serve(&parts, listener, others, endpoints, tls.clone()));
         } else {
             parts.clients_gone.cancel();
             parts.signed_off.cancel();
@@ -333,6 +342,7 @@ fn serve(
     parts: &Arc<Parts>,
     listener: TcpListener,
     others: Arc<dyn transport::Others>,
+    endpoints: Endpoints,
     tls: Option<listen::tls::Current>,
 ) -> impl Future<Output = Result<(), NodeError>> + Send + 'static {
     let (drain, away) = (parts.drain.clone(), parts.health.away());
@@ -341,6 +351,7 @@ fn serve(
         hub: Arc::clone(&parts.hub),
         publisher: Arc::new(publisher::OverCompanion::new(Arc::clone(&parts.companion))),
         others,
+        endpoints: Arc::new(endpoints),
         auth: parts.config.auth.clone(),
         keys: parts.keys.subscribe(),
         tls,
@@ -363,6 +374,17 @@ fn bind(
     let listener = listen::bind(address).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+/// A reload may bring the rule, so this is no error.
+fn warn_of_empty(endpoints: &Endpoints, router: &Router) {
+    for (endpoint, topics) in endpoints.states().filter(|(_, topics)| !router.keeps_any(topics)) {
+        tracing::warn!(
+            endpoint,
+            topics = topics.as_str(),
+            "no rule keeps current values of these topics, so nothing will ever be ready: add a [[table]] with state = true, or write of = \"events\""
+        );
+    }
 }
 
 fn keys(config: &Config) -> Result<Keys, KeyError> {

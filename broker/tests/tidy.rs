@@ -11,8 +11,23 @@ use std::path::{Path, PathBuf};
 /// Modules of the broker crate by layer. A module imports from layers below its own, and from its own layer
 /// only where [`edges`] are not concerned.
 const LAYERS: &[(u8, &[&str])] = &[
-    (1, &["event", "value", "units", "telemetry", "health", "facts", "postgres", "listen", "sabotage"]),
-    (2, &["router", "auth", "hub"]),
+    (
+        1,
+        &[
+            "event",
+            "value",
+            "units",
+            "expression",
+            "template",
+            "telemetry",
+            "health",
+            "facts",
+            "postgres",
+            "listen",
+            "sabotage",
+        ],
+    ),
+    (2, &["router", "endpoint", "auth", "hub"]),
     (EDGES, &["source", "backbone", "transport", "admin"]),
     (4, &["pipeline"]),
     (TOP, &["config", "node", "cli", "throwaway", "main", "lib"]),

@@ -204,8 +204,9 @@ impl Key {
         self.revoked.load(Ordering::Relaxed)
     }
 
-    /// Somebody who may do everything.
-    fn anybody() -> Arc<Self> {
+    /// Somebody who may do everything: for where nobody is asked who they are.
+    #[must_use]
+    pub fn anybody() -> Arc<Self> {
         let all = || vec![TopicPattern::everything()];
         let grants = Grants { subscribe: all(), publish: all(), waiters: all(), admin: true };
         Arc::new(Self { digest: [0; 32], sub: "anybody".into(), grants, revoked: AtomicBool::new(false) })

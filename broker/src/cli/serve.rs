@@ -145,6 +145,7 @@ impl Failure {
             NodeError::Dsn(_)
             | NodeError::Rules(_)
             | NodeError::Keys(_)
+            | NodeError::Endpoint(_)
             | NodeError::Tls(_)
             | NodeError::Redis(_) => exit::USAGE,
             NodeError::Listen { .. }
@@ -155,6 +156,7 @@ impl Failure {
         };
         match error {
             NodeError::Rules(errors) => Self::of_rules(origin, errors),
+            NodeError::Keys(_) | NodeError::Endpoint(_) => Self::new(code, format!("{origin}: {error}")),
             _ => Self::new(code, error.to_string()),
         }
     }

@@ -158,6 +158,8 @@ fn what_a_restart_is_needed_for_is_named() {
     check("http.wait_max = '1m'\n[history]\nage = '5m'", &[]);
     check(&format!("http.wait_max = '1m'\nhistory.age = '5m'\n{rule}"), &[]);
     check("http.wait_max = '2m'\n[source]\nslot = 'x'", &["history.age", "http.wait_max", "source.slot"]);
+    let endpoint = "http.wait_max = '1m'\n[history]\nage = '5m'\n[[endpoint]]\npath = '/a'\ntopic = 'a'";
+    check(endpoint, &["[[endpoint]]"]);
     // A flag goes before the file, so what the file says of its key changes nothing.
     check("http.wait_max = '1m'\n[history]\nage = '5m'\n[log]\nlevel = 'debug'", &[]);
 }
@@ -177,7 +179,7 @@ fn rows() -> Vec<(String, Vec<String>)> {
 }
 
 /// Sections that may stand several times; in the file only.
-const LISTS: &[&str] = &["table", "role", "key"];
+const LISTS: &[&str] = &["table", "endpoint", "role", "key"];
 
 /// The names that a section takes, asked of the section itself by a name that it cannot know.
 fn names(probe: &str) -> Vec<String> {
@@ -233,7 +235,7 @@ fn examples_in_the_document_load() {
     let text = document();
     let examples: Vec<&str> =
         text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(examples.len(), 3);
+    assert_eq!(examples.len(), 4);
     for example in examples {
         load(example, &[], &[]).unwrap();
     }

@@ -43,7 +43,7 @@ pub(super) struct Field {
 impl Binding {
     pub(super) fn new(number: usize, rule: &Rule, relation: &Relation) -> Self {
         let find = |name: &Arc<str>| relation.columns.iter().position(|column| column.name == *name);
-        let topic: Box<[_]> = rule.template.columns().iter().map(find).collect();
+        let topic: Box<[_]> = rule.template.names().iter().map(find).collect();
         let wanted: Vec<_> = match &rule.columns {
             Some(names) => names.iter().map(find).collect(),
             None => (0..relation.columns.len()).map(Some).collect(),

@@ -11,6 +11,7 @@ use super::notice::Reason;
 use super::payload;
 use super::row::RowView;
 use super::rule::Rule;
+use super::topic::topic;
 use crate::event::{Cell, Commit, Effect, Entry, Event, OldRow, Relation, State};
 
 /// A rule with its binding.
@@ -140,7 +141,7 @@ impl Bound<'_> {
     }
 
     fn topic(&self, row: &RowView<'_>) -> Option<Topic> {
-        self.rule.template.topic(&self.binding.topic, row).map_err(|reason| self.note(reason, "")).ok()
+        topic(&self.rule.template, &self.binding.topic, row).map_err(|reason| self.note(reason, "")).ok()
     }
 
     fn payload(&self, row: &RowView<'_>, scratch: &mut Vec<u8>) -> payload::Payload {

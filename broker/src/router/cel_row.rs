@@ -1,19 +1,17 @@
 //! A row as a CEL value: a cell is converted when the expression asks for it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cel::ExecutionError;
 use cel::common::traits::Indexer;
-use cel::common::types::{
-    CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt, DYN_TYPE, Type,
-};
+use cel::common::types::{CelBool, CelDouble, CelInt, CelNull, CelString, DYN_TYPE, Type};
 use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 
 use super::row::{RowView, Seen};
 use crate::event::Relation;
+use crate::expression::from_json;
 use crate::value::{ValueKind, write_json};
 
 /// What `data` and `old` stand for.
@@ -148,25 +146,5 @@ fn convert<'v>(kind: &ValueKind, text: &'v [u8]) -> Box<dyn Val + 'v> {
     match serde_json::from_slice(&json) {
         Ok(value) => from_json(value),
         Err(_) => Box::new(CelString::from(String::from_utf8_lossy(text).into_owned())),
-    }
-}
-
-fn from_json<'v>(value: serde_json::Value) -> Box<dyn Val + 'v> {
-    match value {
-        serde_json::Value::Null => Box::new(CelNull),
-        serde_json::Value::Bool(value) => Box::new(CelBool::from(value)),
-        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(number), _) => Box::new(CelInt::from(number)),
-            (None, Some(number)) => Box::new(CelUInt::from(number)),
-            (None, None) => Box::new(CelDouble::from(number.as_f64().unwrap_or(f64::NAN))),
-        },
-        serde_json::Value::String(text) => Box::new(CelString::from(text)),
-        serde_json::Value::Array(items) => {
-            Box::new(CelList::from(items.into_iter().map(from_json).collect::<Vec<_>>()))
-        }
-        serde_json::Value::Object(members) => {
-            let members = members.into_iter().map(|(name, value)| (CelMapKey::from(name), from_json(value)));
-            Box::new(CelMap::from(members.collect::<HashMap<_, _>>()))
-        }
     }
 }

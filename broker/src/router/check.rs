@@ -243,7 +243,7 @@ impl Checking<'_> {
 
     /// Distinct rows must have distinct topics, at every moment, and the topic of an old row must be known.
     fn state(&mut self, facts: &TableFacts) {
-        let topic = self.rule.template.columns();
+        let topic = self.rule.template.names();
         let within = |key: &&UniqueKey| {
             key.immediate && key.columns.iter().all(|column| topic.iter().any(|known| **known == **column))
         };

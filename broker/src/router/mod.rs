@@ -3,7 +3,7 @@
 //! Pure: no socket, file or SQL, and no row is an error. What cannot be routed is counted by reason, and
 //! logged once per rule and reason.
 //!
-//! - [`rule`]: one `[[table]]`; `template` its topics, `condition` its `when`, `payload` its data
+//! - [`rule`]: one `[[table]]`; `topic` its topics, `condition` its `when`, `payload` its data
 //! - [`routing`]: a transaction's changes become entries
 //! - [`check`]: whether the rules fit the database's tables
 //! - `binding`: where a rule's columns are in a relation; `row`, `cel_row`: what is known of a row
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use walcast_wire::TopicPattern;
 
 mod binding;
 mod bound;
@@ -25,9 +26,9 @@ mod payload;
 pub mod routing;
 mod row;
 pub mod rule;
-mod template;
 #[cfg(test)]
 mod tests;
+mod topic;
 
 use binding::Binding;
 use bound::Bound;
@@ -141,6 +142,13 @@ impl Router {
     /// The tables whose current values are kept.
     pub fn state_tables(&self) -> impl Iterator<Item = TableRule> {
         self.tables().filter(|table| table.state)
+    }
+
+    /// Whether some rule may keep a current value of one of these topics.
+    #[must_use]
+    pub fn keeps_any(&self, topics: &TopicPattern) -> bool {
+        let patterns = self.rules.iter().filter(|rule| rule.state).filter_map(|rule| rule.template.pattern());
+        patterns.into_iter().any(|pattern| pattern.overlaps(topics))
     }
 
     /// What a seeding of these tables reads.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::condition::Condition;
 use super::notice::Notices;
-use super::template::Template;
+use crate::template::Template;
 
 /// One `[[table]]`: which table is published, where, and how much of it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -82,8 +82,8 @@ impl Rule {
         check_name(&config.name).map_err(|cause| {
             error("name", cause.into(), "write schema and table, unquoted: public.vms".into())
         })?;
-        let template =
-            Template::parse(&config.topic).map_err(|(cause, remedy)| error("topic", cause, remedy))?;
+        let template = Template::parse(&config.topic, "write a column's name in braces: vm/{hostname}")
+            .map_err(|(cause, remedy)| error("topic", cause, remedy))?;
         if config.state && template.ambiguous() {
             return Err(error(
                 "topic",
@@ -145,7 +145,7 @@ impl Rule {
     /// Every mention of a column, with the key that mentions it.
     pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &Arc<str>)> {
         let columns = self.columns.iter().flatten().map(|name| ("columns", name));
-        let topic = self.template.columns().iter().map(|name| ("topic", name));
+        let topic = self.template.names().iter().map(|name| ("topic", name));
         let when = self.when.iter().flat_map(|when| when.columns()).map(|name| ("when", name));
         columns.chain(topic).chain(when)
     }

@@ -11,20 +11,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
-use axum::http::{HeaderValue, StatusCode, header};
-use bytes::Bytes;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use futures_util::FutureExt as _;
 
 use super::call::Request;
+use super::endpoint::Step;
 use super::pieces::Pieces;
 use super::problem::Refusal;
 use super::reply::{self, Reply};
-use super::{App, events, long_poll, sse, state, websocket};
+use super::{App, body, endpoint, events, long_poll, sse, state, websocket};
 use crate::auth::Key;
+use crate::endpoint::Found;
 use crate::listen::{HEAD_BYTES_MAX, House, Serve, Socket, http};
 
 /// Headers of one request, as many as hyper takes.
 const HEADERS_MAX: usize = 100;
+/// Ends an answer in chunks.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Serves the API.
 pub(super) struct Front {
@@ -53,6 +56,8 @@ enum What {
     Events(events::Call),
     State(Arc<Key>, state::Question),
     Socket(websocket::Call),
+    /// With the length of its body.
+    Endpoint(endpoint::Ask, usize),
 }
 
 /// What becomes of a connection.
@@ -106,6 +111,7 @@ fn answer<'a>(app: &'a Arc<App>, socket: &'a mut Socket, call: Call) -> Doing<'a
             Err(refusal) => say(app, socket, refusal.into_reply(), close),
         },
         Ok(What::Socket(call)) => websocket(app, socket, call),
+        Ok(What::Endpoint(ask, length)) => held(app, socket, ask, length, close),
         Err(refusal) => say(app, socket, refusal.into_reply(), close),
     }
 }
@@ -151,7 +157,7 @@ fn read(app: &App, bytes: &[u8]) -> (Head, usize) {
         // Too large or malformed: hyper says so.
         _ => return (Head::Other, 0),
     };
-    let (Some("GET"), Some(1), Some(target)) = (request.method, request.version, request.path) else {
+    let (Some(method), Some(1), Some(target)) = (request.method, request.version, request.path) else {
         return (Head::Other, 0);
     };
     let (path, query) = match target.split_once('?') {
@@ -160,22 +166,43 @@ fn read(app: &App, bytes: &[u8]) -> (Head, usize) {
     };
     let headers: &[httparse::Header<'_>] = request.headers;
     let request = Request { path, query, headers: &headers };
-    // All of them: which of two that differ counts is for hyper to refuse, and for a proxy in front to disagree on.
-    let body = request.all("content-length").any(|length| length != b"0")
-        || request.header("transfer-encoding").is_some();
     // A fragment has no place in a target; hyper knows what to make of one.
-    if body || request.header("expect").is_some() || target.contains('#') {
+    if request.header("transfer-encoding").is_some()
+        || request.header("expect").is_some()
+        || target.contains('#')
+    {
         return (Head::Other, 0);
     }
-    let what = match path {
-        "/v1/events" => events::read(&request, app).map(What::Events),
-        "/v1/ws" => websocket::read(&request, app).map(What::Socket),
-        _ if path.strip_prefix(state::PREFIX).is_some_and(|topic| !topic.is_empty()) => {
+    let Some(body_bytes) = body_bytes(&request) else { return (Head::Other, 0) };
+    let mut close = request.says("connection", "close");
+    let what = match (method, path) {
+        ("GET", "/v1/events") if body_bytes == 0 => events::read(&request, app).map(What::Events),
+        ("GET", "/v1/ws") if body_bytes == 0 => websocket::read(&request, app).map(What::Socket),
+        ("GET", _)
+            if body_bytes == 0 && path.strip_prefix(state::PREFIX).is_some_and(|it| !it.is_empty()) =>
+        {
             state::read(&request, app).map(|(key, question)| What::State(key, question))
         }
-        _ => return (Head::Other, 0),
+        _ => match app.endpoints.find(method, path) {
+            Found::Endpoint(endpoint, segments) if body_bytes <= app.config.body_bytes_max => {
+                let ask = endpoint::Ask::read(app, endpoint, &segments, &request);
+                // Who is refused is not read any further.
+                close |= ask.is_err() && body_bytes > 0;
+                ask.map(|ask| What::Endpoint(ask, body_bytes))
+            }
+            _ => return (Head::Other, 0),
+        },
     };
-    (Head::Call(Call { what, close: request.says("connection", "close") }), length)
+    (Head::Call(Call { what, close }), length)
+}
+
+/// How long a body is. `None`: that is for hyper to refuse; of two lengths, a proxy in front may take the other.
+fn body_bytes(request: &Request<'_>) -> Option<usize> {
+    let mut lengths = request.all("content-length");
+    let Some(length) = lengths.next() else { return Some(0) };
+    let digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    let length = std::str::from_utf8(length).ok().filter(|_| digits)?.parse().ok()?;
+    lengths.next().is_none().then_some(length)
 }
 
 /// Waits for an answer and writes it, unless the peer goes away first.
@@ -209,6 +236,61 @@ fn say<'a>(app: &App, socket: &'a mut Socket, reply: Reply, close: bool) -> Doin
     })
 }
 
+/// Holds a request until it is answered, or cut.
+fn held<'a>(
+    app: &'a App,
+    socket: &'a mut Socket,
+    ask: endpoint::Ask,
+    body_bytes: usize,
+    close: bool,
+) -> Doing<'a, Next> {
+    Box::pin(async move {
+        let begun = {
+            let whole = async { while socket.ahead().len() < body_bytes && socket.fill().await {} };
+            let _ = tokio::time::timeout(body::TIMEOUT, whole).await;
+            let Some(body) = socket.ahead().get(..body_bytes) else { return Next::End };
+            endpoint::Wait::begin(app, ask, body)
+        };
+        socket.used(body_bytes);
+        let mut wait = match begun {
+            Ok(wait) => wait,
+            Err(reply) => return say(app, socket, reply, close).await,
+        };
+        let mut begun = false;
+        loop {
+            let step = poll_fn(|cx| match wait.poll(app, cx) {
+                Poll::Ready(step) => Poll::Ready(Some(step)),
+                Poll::Pending => socket.poll_gone(cx).map(|()| None),
+            });
+            let (piece, last) = match step.await {
+                // Whoever is cut off in the middle knows that this is not the answer.
+                None | Some(Step::Abort) => return Next::End,
+                Some(Step::Whole(reply)) => return say(app, socket, reply, close).await,
+                Some(Step::Blank) => (endpoint::BLANK, false),
+                Some(Step::Rest(rest)) => (rest, true),
+            };
+            let mut wire = Pieces::default();
+            if !begun {
+                chunked_head(&mut wire, endpoint::headers(), close);
+            }
+            begun = true;
+            let mut pieces = Pieces::default();
+            pieces.share(piece);
+            chunk(&mut wire, pieces);
+            if last {
+                wire.copy(LAST_CHUNK);
+            }
+            let wire: Vec<_> = wire.into_chunks().collect();
+            if socket.send(&wire).await.is_err() || last && close {
+                return Next::End;
+            }
+            if last {
+                return Next::Request;
+            }
+        }
+    })
+}
+
 /// Writes a stream, in chunks, until one side ends it.
 fn stream<'a>(socket: &'a mut Socket, mut events: sse::Events) -> Doing<'a, Next> {
     Box::pin(async move {
@@ -219,35 +301,37 @@ fn stream<'a>(socket: &'a mut Socket, mut events: sse::Events) -> Doing<'a, Next
                 Poll::Pending => socket.poll_gone(cx).map(|()| None),
             });
             let Some(next) = next.await else { return Next::End };
+            let mut wire = Pieces::default();
+            if !begun {
+                chunked_head(&mut wire, sse::headers(), true);
+            }
+            begun = true;
             let ends = next.is_none();
-            let wire = chunk(next, begun);
+            match next {
+                Some(pieces) => chunk(&mut wire, pieces),
+                None => wire.copy(LAST_CHUNK),
+            }
+            let wire: Vec<_> = wire.into_chunks().collect();
             if socket.send(&wire).await.is_err() || ends {
                 return Next::End;
             }
-            begun = true;
         }
     })
 }
 
-/// A piece of a stream as a chunk, behind the head of the answer if that is not sent yet. `None` ends the stream.
-fn chunk(pieces: Option<Pieces>, begun: bool) -> Vec<Bytes> {
-    let mut wire = Pieces::default();
-    if !begun {
-        let headers: Vec<_> = sse::headers()
-            .chain([(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))])
-            .collect();
-        reply::head(&mut wire, StatusCode::OK, &headers, true);
-        wire.copy(b"\r\n");
-    }
-    match pieces {
-        Some(pieces) => {
-            wire.copy(format!("{:x}\r\n", pieces.len()).as_bytes());
-            wire.append(pieces);
-            wire.copy(b"\r\n");
-        }
-        None => wire.copy(b"0\r\n\r\n"),
-    }
-    wire.into_chunks().collect()
+/// The head of an answer whose length nobody knows yet.
+fn chunked_head(wire: &mut Pieces, headers: impl Iterator<Item = (HeaderName, HeaderValue)>, close: bool) {
+    let chunked = (header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    let headers: Vec<_> = headers.chain([chunked]).collect();
+    reply::head(wire, StatusCode::OK, &headers, close);
+    wire.copy(b"\r\n");
+}
+
+/// A piece of such an answer.
+fn chunk(wire: &mut Pieces, pieces: Pieces) {
+    wire.copy(format!("{:x}\r\n", pieces.len()).as_bytes());
+    wire.append(pieces);
+    wire.copy(b"\r\n");
 }
 
 /// Answers that the connection is a WebSocket from here on, and serves it.

@@ -1,4 +1,4 @@
-//! HTTP: long-poll, server-sent events, WebSocket, current values, publishing.
+//! HTTP: long-poll, server-sent events, WebSocket, current values, publishing, configured endpoints.
 //!
 //! The transports are dialects of one loop over a [`Subscription`](crate::hub::Subscription). They wrap
 //! bytes that the hub encoded; none keeps a queue for its client, and none knows where events come from.
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -21,17 +20,22 @@ use utoipa_axum::routes;
 use walcast_wire::ProblemCode;
 
 use crate::auth::{self, Key, Keys};
+use crate::endpoint::Endpoints;
 use crate::hub::Hub;
 use crate::listen::{self, Limits};
 
 mod beat;
+mod body;
 mod call;
 mod door;
 mod driver;
+mod endpoint;
 mod events;
+mod fields;
 mod frame;
 mod link;
 mod long_poll;
+mod look;
 pub mod openapi;
 mod pieces;
 mod problem;
@@ -126,6 +130,7 @@ struct App {
     hub: Arc<Hub>,
     publisher: Arc<dyn Publisher>,
     others: Arc<dyn Others>,
+    endpoints: Arc<Endpoints>,
     auth: auth::Config,
     keys: watch::Receiver<Arc<Keys>>,
     drain: CancellationToken,
@@ -195,6 +200,8 @@ pub struct Parts {
     pub publisher: Arc<dyn Publisher>,
     /// Knows who waits at other nodes.
     pub others: Arc<dyn Others>,
+    /// What else is answered than the API.
+    pub endpoints: Arc<Endpoints>,
     /// How browsers may show their token.
     pub auth: auth::Config,
     /// Who is let in, at any moment.
@@ -213,10 +220,11 @@ pub async fn serve(
     drain: CancellationToken,
     away: watch::Receiver<bool>,
 ) {
-    let Parts { hub, publisher, others, auth, keys, tls } = parts;
+    let Parts { hub, publisher, others, endpoints, auth, keys, tls } = parts;
     let mut limits = config.limits();
     limits.connections_max = listen::connections_possible(limits.connections_max);
-    let app = Arc::new(App { config, hub, publisher, others, auth, keys, drain: drain.clone(), away });
+    let app =
+        Arc::new(App { config, hub, publisher, others, endpoints, auth, keys, drain: drain.clone(), away });
     let front = Arc::new(driver::Front { router: router(Arc::clone(&app)), app: Arc::clone(&app) });
     let serving = listen::serve(listener, front, limits, tls, drain);
     tokio::select! {
@@ -229,7 +237,7 @@ pub async fn serve(
 fn router(app: Arc<App>) -> Router {
     let (router, _) = api().split_for_parts();
     router
-        .fallback(not_found)
+        .fallback(endpoint::fallback)
         .method_not_allowed_fallback(method_not_allowed)
         // Bodies are read by hand, with their own limit.
         .layer(DefaultBodyLimit::disable())
@@ -237,8 +245,7 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-async fn not_found(uri: Uri) -> Refusal {
-    let path = uri.path();
+fn not_found(path: &str) -> Refusal {
     let detail = match path {
         "/livez" | "/readyz" | "/metrics" => {
             format!("{path} is on the listener for operators, whose address is `admin.listen`")

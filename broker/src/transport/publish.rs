@@ -3,7 +3,6 @@
 //! Who commits it is not this module's business: the node hands in a [`Publisher`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -11,22 +10,20 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use walcast_wire::{ProblemCode, Topic};
 
+use super::body::bad_body;
 use super::call::Request;
 use super::openapi::{ProblemDoc, PublishDoc, PublishedDoc};
 use super::problem::Refusal;
 use super::query::Ask;
-use super::{App, door};
+use super::{App, body, door};
 use crate::auth::Action;
 
 /// Longest idempotency key, in characters.
 const KEY_CHARS_MAX: usize = 255;
-/// Time for the body to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Commits messages.
 pub trait Publisher: Send + Sync {
@@ -116,7 +113,9 @@ pub(super) async fn publish(
     if !is_json(&headers) {
         return Err(bad_body("the body is JSON; say so with `Content-Type: application/json`"));
     }
-    let message = read(body, &headers, app.config.body_bytes_max).await?;
+    let bytes = body::collect(body, &headers, app.config.body_bytes_max).await?;
+    let message: Message = serde_json::from_slice(&bytes)
+        .map_err(|error| bad_body(format!("the body is `{{\"topic\": …, \"data\": …}}`: {error}")))?;
     // The body may have taken its time.
     if guest.revoked() {
         return Err(Refusal::new(ProblemCode::Unauthorized, "the token was taken back"));
@@ -127,28 +126,6 @@ pub(super) async fn publish(
     let published = app.publisher.publish(&topic, &message.data, key).await?;
     let Published { xid, duplicate } = published;
     Ok(Json(PublishedDoc { topic: topic.to_string(), xid, duplicate }).into_response())
-}
-
-fn bad_body(detail: impl Into<String>) -> Refusal {
-    Refusal::new(ProblemCode::BadBody, detail)
-}
-
-async fn read(body: Body, headers: &HeaderMap, max: usize) -> Result<Message, Refusal> {
-    let too_large = || Refusal::new(ProblemCode::BodyTooLarge, format!("the body has at most {max} bytes"));
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length: u64| length > max as u64) {
-        return Err(too_large());
-    }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect())
-        .await
-        .map_err(|_| bad_body(format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())))?;
-    let bytes = match collected {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Err(error) => return Err(bad_body(format!("the body did not arrive whole: {error}"))),
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| bad_body(format!("the body is `{{\"topic\": …, \"data\": …}}`: {error}")))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -105,8 +105,7 @@ impl Ask {
                     })?;
             }
             "client" => {
-                let fits = value.chars().count() <= CLIENT_CHARS_MAX && !value.chars().any(char::is_control);
-                if value.is_empty() || !fits {
+                if !names_client(value) {
                     return Err(Refusal::parameter(format!(
                         "`client` has 1 to {CLIENT_CHARS_MAX} characters, none of them control characters"
                     )));
@@ -117,6 +116,11 @@ impl Ask {
         }
         Ok(())
     }
+}
+
+/// Whether a client may be called so.
+pub(crate) fn names_client(name: &str) -> bool {
+    (1..=CLIENT_CHARS_MAX).contains(&name.chars().count()) && !name.chars().any(char::is_control)
 }
 
 fn duration(text: &str, max: Duration) -> Result<Duration, Refusal> {

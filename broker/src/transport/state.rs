@@ -10,18 +10,18 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use walcast_wire::{ProblemCode, Topic};
 
 use super::call::Request;
+use super::look::Look;
 use super::openapi::ProblemDoc;
 use super::problem::Refusal;
 use super::query::{Ask, decode};
 use super::reply::Reply;
-use super::session::{Late, Session};
+use super::session::Late;
 use super::{App, Config, door, waiters};
 use crate::auth::{Action, Key};
 use crate::hub::{Current, Encoded};
 
 /// What stands before the topic.
 pub(super) const PREFIX: &str = "/v1/state/";
-const PIECE: usize = 64;
 
 /// Reads the current value of a state topic, or waits for it.
 ///
@@ -89,60 +89,31 @@ fn parse(request: &Request<'_>, config: &Config) -> Result<Question, Refusal> {
 
 /// A question that waits for its answer.
 pub(super) struct Wait {
-    topic: Topic,
     known: Vec<String>,
-    session: Session,
+    looking: Look,
     late: Late,
-    /// What was known last: a node that holds no values forgets what it asked for.
-    seen: Option<Current>,
 }
 
 impl Wait {
     pub(super) fn begin(app: &App, key: Arc<Key>, question: Question) -> Result<Self, Refusal> {
         let Question { topic, wait, known, client } = question;
-        // Subscribed before the first look, so that no change between look and wait is missed.
-        let session =
-            Session::open(app, key, vec![topic.clone().into()], None, waiters::name(client, "state"))?;
-        let late = Late::new(app, wait);
-        Ok(Self { topic, known, session, late, seen: None })
+        let looking = Look::open(app, key, topic, waiters::name(client, "state"))?;
+        Ok(Self { known, looking, late: Late::new(app, wait) })
     }
 
     /// The answer, once there is one, or the time is up.
     pub(super) fn poll(&mut self, app: &App, cx: &mut Context<'_>) -> Poll<Result<Reply, Refusal>> {
-        let (topic, known) = (&self.topic, &self.known[..]);
-        if self.session.poll_settled(cx).is_ready() {
-            // What is known is answered, however little time was given.
-            loop {
-                let current = app.hub.current(topic);
-                if !matches!(current, Current::Unsettled) {
-                    self.seen = Some(current.clone());
-                }
-                if let Some(answer) = look(&current, topic, known) {
-                    return Poll::Ready(answer);
-                }
-                // On a node that holds no values, a change makes the one that was asked for out of date.
-                let outdated = matches!(current, Current::Unsettled);
-                if outdated && self.session.ask_again() {
-                    if self.session.poll_settled(cx).is_pending() {
-                        break;
-                    }
-                } else if self.session.poll_page(cx, PIECE).is_pending() {
-                    break;
-                }
-            }
+        let (topic, known) = (self.looking.topic().clone(), &self.known[..]);
+        // What is known is answered, however little time was given. Behind a reset the value is whole all the same.
+        let looked = self.looking.poll(app, cx, |current| look(current, &topic, known), |_| None);
+        if let Poll::Ready(answer) = looked {
+            return Poll::Ready(answer);
         }
-        if self.session.ends(app) {
+        if self.looking.ends(app) {
             return Poll::Ready(Err(Refusal::unavailable("the broker goes away; ask again")));
         }
-        let unsettled = || self.seen.is_none() && matches!(app.hub.current(topic), Current::Unsettled);
-        std::task::ready!(self.late.poll(cx, unsettled));
-        Poll::Ready({
-            let current = match (app.hub.current(topic), self.seen.take()) {
-                (Current::Unsettled, Some(seen)) => seen,
-                (current, _) => current,
-            };
-            last(current, topic, known)
-        })
+        std::task::ready!(self.late.poll(cx, || self.looking.unsettled(app)));
+        Poll::Ready(last(self.looking.last(app), &topic, known))
     }
 }
 

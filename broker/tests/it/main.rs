@@ -11,6 +11,7 @@ mod commands;
 mod decode;
 mod delivery;
 mod drain;
+mod endpoints;
 mod epochs;
 mod failover;
 mod fleet;

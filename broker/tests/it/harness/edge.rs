@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walcast::auth::{self, KeyConfig, Keys, RoleConfig};
+use walcast::endpoint::{EndpointConfig, Endpoints};
 use walcast::event::{Batch, Commit, Effect, Entry, Event, Note, Seeded, Snapshot, State};
 use walcast::hub::roll::Elsewhere;
 use walcast::hub::{self, Hub};
@@ -69,6 +70,7 @@ pub(crate) struct Edge {
     keys: watch::Sender<Arc<Keys>>,
     pub(crate) served: JoinHandle<()>,
     head: AtomicU64,
+    epoch: AtomicU64,
 }
 
 pub(crate) const EPOCH: Epoch = Epoch(1);
@@ -79,18 +81,44 @@ impl Edge {
     }
 
     pub(crate) async fn with(config: Config, history: hub::Config) -> Self {
-        let edge = Self::unstarted(config, history).await;
+        Self::unstarted(config, history).await.begun()
+    }
+
+    /// The hub has seen the beginning of a stream.
+    fn begun(self) -> Self {
+        self.begin_line(EPOCH);
+        self
+    }
+
+    /// A stream of this epoch begins.
+    pub(crate) fn begin_line(&self, epoch: Epoch) {
+        self.epoch.store(epoch.0, Ordering::SeqCst);
         let start = Position::before(100);
-        edge.note(Note::Start { replay_until: start, quiet_from: start });
+        self.head.store(100, Ordering::SeqCst);
+        self.note(Note::Start { replay_until: start, quiet_from: start });
         let snapshot = Arc::new(Snapshot::parse("1:1:").unwrap());
         let seeded = Seeded { table: "public.vms".into(), topics: vec!["vm/*".parse().unwrap()] };
-        edge.note(Note::SeedBegin(Arc::from([seeded])));
-        edge.note(Note::SeedEnd { settle: Position::before(100), snapshot });
-        edge
+        self.note(Note::SeedBegin(Arc::from([seeded])));
+        self.note(Note::SeedEnd { settle: Position::before(100), snapshot });
+    }
+
+    /// Answers these `[[endpoint]]`, too.
+    pub(crate) async fn answering(endpoints: &str) -> Self {
+        #[derive(serde::Deserialize)]
+        struct File {
+            endpoint: Vec<EndpointConfig>,
+        }
+        let file: File = toml::from_str(endpoints).unwrap();
+        let endpoints = Endpoints::new(&file.endpoint).unwrap();
+        Self::listen(Config::default(), hub::Config::default(), endpoints).await.begun()
     }
 
     /// Listens, but the hub has seen no stream.
     pub(crate) async fn unstarted(config: Config, history: hub::Config) -> Self {
+        Self::listen(config, history, Endpoints::default()).await
+    }
+
+    async fn listen(config: Config, history: hub::Config, endpoints: Endpoints) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (hub, shelf, drain) = (Hub::new(history), Arc::<Shelf>::default(), CancellationToken::new());
@@ -102,13 +130,23 @@ impl Edge {
             hub: theirs,
             publisher,
             others: Arc::new(Alone),
+            endpoints: Arc::new(endpoints),
             auth: auth::Config::default(),
             keys: keys.subscribe(),
             tls: None,
         };
         let serving = transport::serve(listener, config, parts, end, away);
         let served = tokio::spawn(serving);
-        Self { plain: Plain { address }, hub, shelf, drain, keys, served, head: AtomicU64::new(100) }
+        Self {
+            plain: Plain { address },
+            hub,
+            shelf,
+            drain,
+            keys,
+            served,
+            head: AtomicU64::new(100),
+            epoch: AtomicU64::new(EPOCH.0),
+        }
     }
 
     /// Takes these keys, as a reload does.
@@ -123,7 +161,8 @@ impl Edge {
     }
 
     fn ingest(&self, after: Position, upto: Position, entries: Vec<Entry>, note: Option<Note>) {
-        let batch = Batch { epoch: EPOCH, after, upto, entries: entries.into(), note };
+        let epoch = Epoch(self.epoch.load(Ordering::SeqCst));
+        let batch = Batch { epoch, after, upto, entries: entries.into(), note };
         self.hub.ingest(&batch, Instant::now()).unwrap();
     }
 
@@ -137,7 +176,7 @@ impl Edge {
         });
         let upto = Position::before(lsn + 2);
         self.ingest(Position::before(lsn), upto, entries.collect(), None);
-        Cursor::new(EPOCH, upto)
+        Cursor::new(Epoch(self.epoch.load(Ordering::SeqCst)), upto)
     }
 
     /// A message on `topic`.
