@@ -12,11 +12,15 @@ use walcast_client::{After, Client, Transport, Update};
 use walcast_wire::{Cursor, Op, TopicPattern};
 
 use crate::edge::{EPOCH, Edge, message, state};
+use crate::fleet_faults::soak;
 use crate::proxy::Proxy;
 use crate::wait::{LIMIT, within_limit};
 
-const COMMITS: u64 = 600;
-const EVERY: Duration = Duration::from_millis(6);
+const CLIENTS: usize = 100;
+const EVERY: Duration = Duration::from_millis(20);
+/// Half a minute of them; under soak, five.
+const COMMITS: u64 = 1_500;
+const COMMITS_SOAK: u64 = 15_000;
 const END: &str = "vm/end";
 
 /// Cursor, topic and data.
@@ -105,7 +109,7 @@ async fn nothing_is_lost_repeated_or_reordered_over_a_link_that_fails() {
     let start = After::Cursor(edge.send("log/start", "0"));
 
     let mut followers = Vec::new();
-    for i in 0..20 {
+    for i in 0..CLIENTS {
         let limit = Duration::from_secs(2);
         let builder = Client::builder().hosts(&hosts).connect_timeout(limit).silence_timeout(limit);
         let by = [None, Some(Transport::WebSocket), Some(Transport::Sse), Some(Transport::Poll)][i % 4];
@@ -139,7 +143,7 @@ async fn nothing_is_lost_repeated_or_reordered_over_a_link_that_fails() {
         }
     };
     let mut tick = tokio::time::interval(EVERY);
-    for n in 0..COMMITS {
+    for n in 0..if soak() { COMMITS_SOAK } else { COMMITS } {
         tick.tick().await;
         let vm = format!("vm/{}", n % 7);
         let data = n.to_string();
@@ -151,11 +155,11 @@ async fn nothing_is_lost_repeated_or_reordered_over_a_link_that_fails() {
         }
         // Somewhere in the next bytes of whichever connection brings them.
         if n % 4 == 0 {
-            proxy.reset_after(random.random_range(0..20_000));
+            proxy.reset_after(random.random_range(0..200_000));
         }
         match n % 150 {
             50 if random.random_bool(0.5) => proxy.blackhole(),
-            50 => proxy.slow(random.random_range(2_000..200_000)),
+            50 => proxy.slow(random.random_range(10_000..1_000_000)),
             80 => {
                 proxy.heal();
                 proxy.slow(0);
@@ -170,6 +174,6 @@ async fn nothing_is_lost_repeated_or_reordered_over_a_link_that_fails() {
     for follower in followers {
         within_limit(LIMIT * 2, "the last event", follower).await.unwrap().check(&truth);
     }
-    println!("{} connections were reset", proxy.resets());
+    println!("{} events to each of {CLIENTS}; {} connections were reset", truth.len(), proxy.resets());
     assert!(proxy.resets() > 0);
 }
