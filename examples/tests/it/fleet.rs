@@ -1,11 +1,9 @@
 //! The Python fleet, on LISTEN and on walcast.
 
-use std::fs::File;
-
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::place::{Place, Program, curl, directory, file, free_port, until};
+use crate::place::{Place, Program, curl, file, free_port, haproxy, until};
 use crate::python::python;
 
 /// The application's server.
@@ -22,7 +20,6 @@ impl Server {
         command.arg(file(&format!("python-fleet/{which}/server.py"))).arg(port.to_string());
         command.env("DATABASE_URL", &place.database).env("PYTHONDONTWRITEBYTECODE", "1");
         command.envs(variables.iter().copied());
-        command.stderr(File::create(format!("{}/log", directory(&format!("fleet-{port}")))).unwrap());
         let program = Program::run(command);
         until("the server listens", async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
         Self { url: format!("http://127.0.0.1:{port}"), _program: program }
@@ -145,10 +142,4 @@ async fn a_balancer_sends_one_path_to_the_broker() {
         let said = asked(path).await;
         assert!(said.contains("<title>404 Not Found</title>"), "{said}");
     }
-}
-
-/// Debian installs it where only root looks.
-pub(crate) fn haproxy() -> &'static str {
-    let found = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy"].into_iter();
-    found.filter(|path| std::path::Path::new(path).exists()).next().unwrap_or("haproxy")
 }

@@ -1,9 +1,12 @@
 //! What the tests stand on: a database with the table of `walcast dev`, a broker on it, and programs that run.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::ready;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -13,7 +16,6 @@ use walcast::cli::local;
 use walcast::config::Config;
 use walcast::node::Node;
 use walcast::throwaway::{Options, Throwaway};
-use walcast_client::Client;
 
 /// Longer than anything takes that works.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -57,6 +59,12 @@ pub(crate) fn directory(name: &str) -> String {
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).unwrap();
     path
+}
+
+/// Debian installs it where only root looks.
+pub(crate) fn haproxy() -> &'static str {
+    let places = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy"];
+    places.into_iter().find(|path| Path::new(path).exists()).unwrap_or("haproxy")
 }
 
 /// Nobody listens there now.
@@ -126,10 +134,6 @@ impl Place {
         self.config.http.listen.port()
     }
 
-    pub(crate) fn client(&self) -> Client {
-        Client::new(&self.url()).unwrap()
-    }
-
     pub(crate) async fn execute(&self, sql: &str) {
         self.sql.batch_execute(sql).await.unwrap();
     }
@@ -165,7 +169,12 @@ impl Program {
     }
 
     pub(crate) fn run(mut command: Command) -> Self {
-        let name = format!("{:?}", command.as_std());
+        // What it complains of is for who looks into a failure.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, SeqCst);
+        let log = format!("{}/examples-{}-{number}.log", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+        let name = format!("{:?} 2>{log}", command.as_std());
+        command.stderr(File::create(log).unwrap());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
