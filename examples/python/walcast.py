@@ -112,8 +112,8 @@ class _Brokers:
         self.hint = None
         self.until = None if patience is None else time.monotonic() + patience
 
-    def ask(self, method, path, hold=0, **request):
-        """The answer, of a status that is not a failure: 200, 304, 404 or 410."""
+    def ask(self, method, path, ours, hold=0, **request):
+        """The answer and what it says: a 200 of which `ours` says that a broker made it, or a 304, 404 or 410."""
         while True:
             url, hint = self.urls[0], None
             try:
@@ -121,13 +121,15 @@ class _Brokers:
                                            allow_redirects=False, **request)
                 why, hint = f"{url} answered with {answer.status_code}", _retry_after(answer)
                 if answer.status_code == 200:
-                    # Half an answer is none, and a proxy's page is none either.
+                    # Half an answer is none, and what a proxy has to say is none either.
                     body = json.loads(answer.content)
-                    self.rounds = 0
-                    return answer, body
-                if answer.status_code == 304:
+                    if ours(answer, body):
+                        self.rounds = 0
+                        return answer, body
+                    why = f"what {url} answered is not walcast's"
+                elif answer.status_code == 304:
                     return answer, None
-                if 300 <= answer.status_code < 500 and answer.status_code not in (408, 429):
+                elif 300 <= answer.status_code < 500 and answer.status_code not in (408, 429):
                     problem = _problem(answer)
                     if answer.status_code in (404, 410) and "code" in problem:
                         return answer, problem
@@ -173,6 +175,10 @@ def _retry_after(answer):
         return max(0.0, float(answer.headers["Retry-After"]))
     except (KeyError, ValueError):
         return None
+
+
+def _is_page(_, body):
+    return isinstance(body, dict) and "events" in body and "cursor" in body
 
 
 def _is_place(cursor):
@@ -242,7 +248,7 @@ class Follow:
         known = self._asked not in (None, "now", "earliest")
         hold = self._hold if known else 0
         query = self._query + [("wait", str(hold))] + ([("after", self._asked)] if self._asked else [])
-        answer, body = self._brokers.ask("GET", "/v1/events?" + urllib.parse.urlencode(query), hold)
+        answer, body = self._brokers.ask("GET", "/v1/events?" + urllib.parse.urlencode(query), _is_page, hold)
         if answer.status_code == 410 and "resume" in body:
             self._asked = body["resume"]
             self._ready.append((Reset(body["code"], body["resume"]), body["resume"]))
@@ -276,7 +282,8 @@ def state(url, topic, wait=0, unless=None, token=None, client=None):
     query = [("wait", str(wait))] + ([("client", client)] if client else [])
     headers = {"If-None-Match": f'"{unless}"'} if unless else {}
     brokers = _Brokers(url, token, PATIENCE_S + wait)
-    answer, body = brokers.ask("GET", path + "?" + urllib.parse.urlencode(query), wait, headers=headers)
+    answer, body = brokers.ask("GET", path + "?" + urllib.parse.urlencode(query),
+                               lambda answer, _: "ETag" in answer.headers, wait, headers=headers)
     if answer.status_code == 304:
         return UNCHANGED
     if answer.status_code == 404 and body["code"] == "not_found":
@@ -291,10 +298,11 @@ def publish(url, topic, data, key=None, token=None):
     `key` where the caller itself may be repeated: a key publishes once in 24 hours."""
     headers = {"Idempotency-Key": key or str(uuid.uuid4())}
     brokers = _Brokers(url, token, PATIENCE_S)
-    answer, body = brokers.ask("POST", "/v1/publish", json={"topic": topic, "data": data}, headers=headers)
+    answer, body = brokers.ask("POST", "/v1/publish", lambda _, body: isinstance(body, dict) and "duplicate" in body,
+                               json={"topic": topic, "data": data}, headers=headers)
     if answer.status_code != 200:
         raise Refused(answer.url, answer.status_code, body["code"], body.get("detail", ""))
-    return Published(body["xid"], body["duplicate"])
+    return Published(body.get("xid"), body["duplicate"])
 
 
 def segment(text):

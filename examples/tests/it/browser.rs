@@ -13,6 +13,8 @@ use crate::place::{Place, Program, curl, directory, file, free_port, haproxy, un
 struct Browser {
     tab: WebSocketStream<MaybeTlsStream<TcpStream>>,
     asked: u64,
+    /// Of the answers that the page got.
+    statuses: Vec<i64>,
     _program: Program,
 }
 
@@ -37,7 +39,8 @@ impl Browser {
             serde_json::from_str(&curl(&[&format!("http://127.0.0.1:{port}/json")]).await).unwrap();
         let tab = tabs.as_array().unwrap().iter().find(|tab| tab["type"] == "page").unwrap();
         let (tab, _) = connect_async(tab["webSocketDebuggerUrl"].as_str().unwrap()).await.unwrap();
-        let mut this = Self { tab, asked: 0, _program: program };
+        let mut this = Self { tab, asked: 0, statuses: Vec::new(), _program: program };
+        this.call("Network.enable", json!({})).await;
         this.call("Page.navigate", json!({"url": url})).await;
         this
     }
@@ -50,6 +53,8 @@ impl Browser {
             loop {
                 let said = self.tab.next().await.unwrap().unwrap().into_text().unwrap();
                 let said: Value = serde_json::from_str(&said).unwrap();
+                let answered = said["method"] == "Network.responseReceived";
+                self.statuses.extend(said["params"]["response"]["status"].as_i64().filter(|_| answered));
                 if said["id"] == self.asked {
                     return said["result"].clone();
                 }
@@ -79,7 +84,9 @@ fn chromium() -> String {
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let runs = |name: &&str| std::process::Command::new(name).arg("--version").output().is_ok();
     let found = names.into_iter().find(runs);
-    found.expect("there is no Chromium: run scripts/setup --browser, or name one by WALCAST_CHROMIUM").to_owned()
+    found
+        .expect("there is no Chromium: run scripts/setup --browser, or name one by WALCAST_CHROMIUM")
+        .to_owned()
 }
 
 #[tokio::test]
@@ -101,9 +108,15 @@ async fn a_page_shows_rows_as_they_are() {
     place.execute("INSERT INTO vms (hostname) VALUES ('<b>host</b>')").await;
     browser.shows("vms", "host-1\tstart\t2\n<b>host</b>\t\t").await;
 
-    // What happens while the broker is away is there when it is back. Its balancer's 503 ends an EventSource.
+    // What happens while the broker is away is there when it is back, also behind the proxy's 503, which ends an
+    // EventSource for ever.
     place.stop().await;
     browser.shows("line", "connecting").await;
+    until("the proxy has refused", async || {
+        browser.call("Runtime.evaluate", json!({"expression": "0"})).await;
+        browser.statuses.contains(&503)
+    })
+    .await;
     place.execute("DELETE FROM vms WHERE hostname <> 'host-1'; UPDATE vms SET pin = 3").await;
     place.start().await;
     browser.shows("vms", "host-1\tstart\t3").await;

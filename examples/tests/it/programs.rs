@@ -1,6 +1,6 @@
 //! The examples in Rust, and the shell.
 
-use crate::place::{Place, Program, file};
+use crate::place::{Place, Program, directory, file};
 
 const VM: &str = env!("CARGO_BIN_EXE_vm");
 const ALLOCATOR: &str = env!("CARGO_BIN_EXE_allocator");
@@ -82,4 +82,54 @@ async fn every_bot_wakes_once_and_in_its_own_time() {
     assert_eq!(bars.iter().sum::<usize>(), 200, "{lines:?}");
     // All at once would be one bar. Of 200 that draw their moment by themselves, some draw each quarter.
     assert!(bars.chunks(5).all(|quarter| quarter.iter().sum::<usize>() > 0), "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_shell_goes_on_where_it_was() {
+    let mut place = Place::new("shell").await;
+    place.execute("INSERT INTO vms (hostname, pin) VALUES ('host-1', 1)").await;
+    let broker = place.url();
+    let path = format!("{}/cursor", directory("shell"));
+    let script = file("shell/follow.sh");
+    let follow = || Program::start(&script, ["vm/*", &path, &broker]);
+    let pins = |line: Option<String>| -> Vec<i64> {
+        let reply: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        reply["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["data"]["pin"].as_i64().unwrap())
+            .collect()
+    };
+    let mut follower = follow();
+    assert_eq!(pins(follower.line().await), [1]);
+    // Now it waits behind its place, which it has kept.
+    place.somebody_waits("vm/*").await;
+    let _ = follower.child.kill().await;
+    for pin in 2..=4 {
+        place.execute(&format!("UPDATE vms SET pin = {pin}")).await;
+    }
+    let mut follower = follow();
+    let mut heard = pins(follower.line().await);
+    while heard.len() < 3 {
+        heard.extend(pins(follower.line().await));
+    }
+    assert_eq!(heard, [2, 3, 4]);
+    place.stop().await;
+    place.start().await;
+    place.execute("UPDATE vms SET pin = 5").await;
+    assert_eq!(pins(follower.line().await), [5]);
+    let _ = follower.child.kill().await;
+
+    // A place of another order.
+    let mut elsewhere = std::fs::read_to_string(&path).unwrap();
+    let other = if elsewhere.as_bytes()[3] == b'A' { "B" } else { "A" };
+    elsewhere.replace_range(3..4, other);
+    std::fs::write(&path, elsewhere).unwrap();
+    let mut follower = follow();
+    follower.says("reset").await;
+    let mut heard = pins(follower.line().await);
+    while heard.last() != Some(&5) {
+        heard.extend(pins(follower.line().await));
+    }
 }

@@ -157,23 +157,23 @@ async fn what_repeating_does_not_change_is_raised_at_once() {
     })
     .await;
     place.execute("INSERT INTO vms (hostname, pin) VALUES ('a', 1)").await;
-    let refused = async |token: &str, args: &[&str], status: &str| {
-        let output =
-            within("it ends", walcast(&place.url(), args).env("WALCAST_TOKEN", token).output()).await;
-        let output = output.unwrap();
+    let refused = async |url: &str, token: &str, args: &[&str], status: &str| {
+        let mut command = walcast(url, args);
+        let output = within("it ends", command.env("WALCAST_TOKEN", token).output()).await.unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(
             !output.status.success() && said.contains(&format!("refused with {status}")),
             "{args:?}: {said}"
         );
     };
+    let url = place.url();
     for args in [&["follow", "vm/a"][..], &["state", "vm/a"], &["publish", "vm/a", "1"]] {
-        refused("", args, "401").await;
+        refused(&url, "", args, "401").await;
     }
-    refused("test", &["follow", "vm/b"], "403").await;
-    refused("test", &["follow", "vm//b"], "400").await;
-    refused("test", &["--url", &format!("{}/elsewhere", place.url()), "follow", "vm/a"], "404").await;
-    let mut follower = walcast(&place.url(), &["follow", "vm/a"]);
+    refused(&url, "test", &["follow", "vm/b"], "403").await;
+    refused(&url, "test", &["follow", "vm//b"], "400").await;
+    refused(&format!("{url}/elsewhere"), "test", &["follow", "vm/a"], "404").await;
+    let mut follower = walcast(&url, &["follow", "vm/a"]);
     follower.env("WALCAST_TOKEN", "test");
     assert_eq!(event(Program::run(follower).line().await)["data"]["pin"], 1);
 }
@@ -187,10 +187,10 @@ async fn pauses_are_as_long_as_asked_for_and_else_random() {
         (busy, "Retry-After: 7\r\n", "{}"),
         (busy, "", "{}"),
         ("200 OK", "", "<html>Sign in</html>"),
+        ("200 OK", "", r#"{"error": "sign in"}"#),
         ("200 OK", "", answer),
     ])
     .await;
-    // One that nobody listens at is passed over.
     let text = "import json, sys, walcast
 pauses = []
 walcast.time.sleep = pauses.append
@@ -198,10 +198,10 @@ event = next(walcast.follow(sys.argv[1:], ['log']))
 print(json.dumps([event.data, pauses]))";
     let said = script(text, &[&url]).await;
     let pauses: Vec<f64> = serde_json::from_value(said[1].clone()).unwrap();
-    let [first, second, third] = pauses[..] else { panic!("{pauses:?}") };
+    let [first, second, third, fourth] = pauses[..] else { panic!("{pauses:?}") };
     assert_eq!(said[0], 1);
     assert!((7.0..=10.5).contains(&first) && first > 7.0, "{pauses:?}");
-    assert!(second <= 0.4 && third <= 0.8, "{pauses:?}");
+    assert!(second <= 0.4 && third <= 0.8 && fourth <= 1.6, "{pauses:?}");
 }
 
 #[tokio::test]
