@@ -1,9 +1,9 @@
 # Demo and tests start servers of their own. `make demo ARGS="--vms 5000"` passes arguments on.
-# The tests also want a newer Postgres than most machines have.
+# The tests also want a newer Postgres than most machines have, and a browser.
 .PHONY: setup newer build demo test soak bench micro check doc fmt clean
 
 setup: ; @scripts/setup
-newer: ; @scripts/setup --newer-postgres
+newer: ; @scripts/setup --newer-postgres --browser
 build: setup ; cargo build --release --locked --workspace
 demo: setup ; cargo run --release --locked -p walcast -- demo $(ARGS)
 test: newer check ; cargo test --workspace --locked

@@ -3,6 +3,8 @@
 #
 # It asks for the current value and names the version that it has. The answer comes when there is another: at
 # once, or up to 50 s later. Of several changes in between it sees the last, which is what a machine wants.
+#
+# WALCAST_HEADER names a file with a line `Authorization: Bearer …`: what a command is given is seen by all users.
 set -eu
 url=${2:-http://127.0.0.1:8480}/v1/state/vm/${1:?usage: vm.sh HOSTNAME [URL]}
 version=
@@ -10,8 +12,10 @@ line='
 '
 
 while :; do
-    answer=$(curl -si --max-time 75 ${version:+-H "If-None-Match: $version"} "$url?wait=50&client=$1" |
-        tr -d '\r')
+    # Half an answer is none.
+    answer=$(curl -si --max-time 75 ${WALCAST_HEADER:+-H "@$WALCAST_HEADER"} \
+        ${version:+-H "If-None-Match: $version"} "$url?wait=50&client=$1") || answer=
+    answer=$(printf '%s' "$answer" | tr -d '\r')
     head=${answer%%"$line$line"*}
     body=${answer#*"$line$line"}
     status=$(printf '%s\n' "$head" | sed -n '1s/^[^ ]* \([0-9]*\).*/\1/p')
