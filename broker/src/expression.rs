@@ -125,8 +125,10 @@ pub fn from_json<'v>(value: serde_json::Value) -> Box<dyn Val + 'v> {
 /// A value as JSON; `None` where JSON has nothing like it.
 #[must_use]
 pub fn to_json(value: &dyn Val) -> Option<serde_json::Value> {
-    let value = Value::try_from(value).ok()?;
-    value.json().ok()
+    match Value::try_from(value).ok()? {
+        Value::Float(number) if !number.is_finite() => None,
+        value => value.json().ok(),
+    }
 }
 
 /// Goes through an expression, and refuses names that nothing stands behind.

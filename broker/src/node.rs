@@ -19,7 +19,7 @@ use crate::backbone::Backbone as _;
 use crate::backbone::local::Local;
 use crate::backbone::redis::RedisError;
 use crate::config::Config;
-use crate::endpoint::{EndpointError, Endpoints};
+use crate::endpoint::{EndpointError, Endpoints, Of};
 use crate::health::{Health, Part};
 use crate::hub::{Hub, StateFull};
 use crate::listen::tls::{Certificate, TlsError};
@@ -378,12 +378,25 @@ fn bind(
 
 /// A reload may bring the rule, so this is no error.
 fn warn_of_empty(endpoints: &Endpoints, router: &Router) {
-    for (endpoint, topics) in endpoints.states().filter(|(_, topics)| !router.keeps_any(topics)) {
-        tracing::warn!(
-            endpoint,
-            topics = topics.as_str(),
-            "no rule keeps current values of these topics, so nothing will ever be ready: add a [[table]] with state = true, or write of = \"events\""
-        );
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.of == Of::State) {
+        let Some(topics) = endpoint.topics() else { continue };
+        let (name, pattern) = (endpoint.name(), topics.as_str());
+        if !router.keeps(&topics, None) {
+            tracing::warn!(
+                endpoint = name,
+                topics = pattern,
+                "no rule keeps current values of these topics, so nothing will ever be ready: add a [[table]] with state = true, or write of = \"events\""
+            );
+            continue;
+        }
+        for column in endpoint.reads().iter().filter(|column| !router.keeps(&topics, Some(column.as_ref()))) {
+            tracing::warn!(
+                endpoint = name,
+                topics = pattern,
+                column = &**column,
+                "the endpoint reads a column that no rule of these topics sends: add it to the rule's `columns`, or correct its name"
+            );
+        }
     }
 }
 

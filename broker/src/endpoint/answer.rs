@@ -11,14 +11,19 @@ use serde_json::value::RawValue;
 use crate::expression::{self, Expression, Fault, describe, from_json, to_json};
 
 /// What expressions may name.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
+#[derive(Debug)]
+pub(super) struct Known<'a> {
     pub(super) names: &'static [&'static str],
     pub(super) example: &'static str,
+    /// The members of `data` that they do.
+    pub(super) reads: &'a mut Vec<Box<str>>,
 }
 
-impl expression::Names for Known {
-    fn field(&mut self, _: &str, _: &str) -> bool {
+impl expression::Names for Known<'_> {
+    fn field(&mut self, name: &str, field: &str) -> bool {
+        if name == "data" && !self.reads.iter().any(|known| **known == *field) {
+            self.reads.push(field.into());
+        }
         false
     }
 
@@ -34,16 +39,17 @@ impl expression::Names for Known {
     }
 }
 
-impl Known {
-    pub(super) fn compile(mut self, text: &str) -> Result<Expression, Fault> {
-        Expression::compile(text, self.example, &mut self)
+impl Known<'_> {
+    pub(super) fn compile(&mut self, text: &str) -> Result<Expression, Fault> {
+        Expression::compile(text, self.example, self)
     }
 }
 
 /// What is evaluated: a value or an event, and where it was published.
 pub(super) struct Subject<'a> {
     json: Option<&'a [u8]>,
-    data: Option<Box<dyn Val + 'a>>,
+    /// JSON holds more than an expression can: numbers of any size, any depth.
+    data: Result<Option<Box<dyn Val + 'a>>, String>,
     topic: CelString<'a>,
     op: Option<CelString<'a>>,
 }
@@ -51,13 +57,15 @@ pub(super) struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// A topic that has nothing.
     pub(super) fn nothing(topic: &'a str) -> Self {
-        Self { json: None, data: None, topic: topic.into(), op: None }
+        Self { json: None, data: Ok(None), topic: topic.into(), op: None }
     }
 
     /// `data` is JSON; `op` says what happened to it.
     pub(super) fn new(topic: &'a str, data: &'a [u8], op: Option<&'a str>) -> Self {
-        let parsed = serde_json::from_slice(data).unwrap_or_default();
-        Self { json: Some(data), data: Some(from_json(parsed)), topic: topic.into(), op: op.map(Into::into) }
+        let parsed = serde_json::from_slice(data);
+        let parsed = parsed.map(|data| Some(from_json(data)));
+        let parsed = parsed.map_err(|error| format!("no expression can hold `data`: {error}"));
+        Self { json: Some(data), data: parsed, topic: topic.into(), op: op.map(Into::into) }
     }
 
     /// Whether it is as the expression says.
@@ -65,6 +73,7 @@ impl<'a> Subject<'a> {
     /// # Errors
     /// The expression fails of it, or says neither yes nor no.
     pub(super) fn is(&self, ready: &Expression) -> Result<bool, String> {
+        self.data.as_ref().map_err(Clone::clone)?;
         ready.evaluate(self, |outcome| match outcome {
             Ok(value) => match value.downcast_ref::<CelBool>() {
                 Some(verdict) => Ok(*verdict.inner()),
@@ -85,7 +94,7 @@ impl std::fmt::Debug for Subject<'_> {
 impl VariableResolver for Subject<'_> {
     fn resolve<'b>(&'b self, variable: &str) -> Option<CowVal<'b, 'b>> {
         match variable {
-            "data" => self.data.as_deref().map(CowVal::Borrowed),
+            "data" => self.data.as_ref().ok()?.as_deref().map(CowVal::Borrowed),
             "topic" => Some(CowVal::Borrowed(&self.topic)),
             "op" => self.op.as_ref().map(|op| CowVal::Borrowed(op as &dyn Val)),
             _ => None,
@@ -104,7 +113,10 @@ impl Members {
     ///
     /// # Errors
     /// The member that cannot be, and why.
-    pub(super) fn compile(members: &BTreeMap<String, String>, known: Known) -> Result<Self, (String, Fault)> {
+    pub(super) fn compile(
+        members: &BTreeMap<String, String>,
+        known: &mut Known<'_>,
+    ) -> Result<Self, (String, Fault)> {
         let compile = |(name, text): (&String, &String)| match known.compile(text) {
             Ok(expression) => Ok((name.as_str().into(), expression)),
             Err(fault) => Err((name.clone(), fault)),
@@ -117,7 +129,8 @@ impl Members {
     /// # Errors
     /// A member cannot be made; which, and why.
     pub(super) fn write(&self, subject: &Subject<'_>) -> Result<Bytes, String> {
-        let mut fields: Option<BTreeMap<&str, &RawValue>> = None;
+        subject.data.as_ref().map_err(Clone::clone)?;
+        let mut fields: Option<BTreeMap<String, &RawValue>> = None;
         let mut out = BTreeMap::new();
         for (name, expression) in &self.members {
             // What is only passed on keeps its form: a number its digits.

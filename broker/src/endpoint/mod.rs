@@ -51,6 +51,7 @@ pub struct Endpoint {
     invalid: Option<Fixed>,
     /// What went wrong while it answered is logged once for each key.
     told: [AtomicBool; 2],
+    reads: Vec<Box<str>>,
     /// What of the topic answers.
     pub of: Of,
     /// How long a request is held.
@@ -164,15 +165,18 @@ impl Endpoints {
         self.endpoints.is_empty()
     }
 
-    /// Each that looks at current values, by name, with the topics that it may ask for.
-    pub fn states(&self) -> impl Iterator<Item = (&str, TopicPattern)> {
-        let states = self.endpoints.iter().filter(|endpoint| endpoint.of == Of::State);
-        states.filter_map(|endpoint| Some((&*endpoint.name, endpoint.topic.pattern()?)))
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().map(|endpoint| &**endpoint)
     }
 
     /// Which of them a request is for. `path` is as it was sent, without the query.
     #[must_use]
     pub fn find<'e, 'p>(&'e self, method: &str, path: &'p str) -> Found<'e, 'p> {
+        // Also where a name could stand for it.
+        if path == "/v1" || path.starts_with("/v1/") {
+            return Found::None;
+        }
         let mut others = Vec::new();
         for endpoint in &self.endpoints {
             match endpoint.path.values(path) {
@@ -205,16 +209,18 @@ impl Endpoint {
             if fits { Ok(()) } else { Err(error(key, (cause(), remedy.into()))) }
         };
         range("hold", config.hold, 1, 30 * 24 * 60 * 60, "choose a value from 1s to 30days")?;
-        range("keepalive", config.keepalive, 1, 10 * 60, "choose a value from 1s to 10m")?;
+        range("keepalive", config.keepalive, 1, 30, "choose a value from 1s to 30s")?;
         let names: &[&str] = match config.of {
             Of::State => &["data", "topic"],
             Of::Events => &["data", "topic", "op"],
         };
-        let known = Known { names, example: "data.pin != null" };
+        let mut reads = Vec::new();
+        let mut known = Known { names, example: "data.pin != null", reads: &mut reads };
         let ready = config.ready.as_deref().map(|text| known.compile(text)).transpose();
         let ready = ready.map_err(|fault| error("ready", fault))?;
-        let known = Known { names, example: "data.pin, or 'a constant'" };
-        let response = config.response.as_ref().map(|members| Members::compile(members, known)).transpose();
+        let mut known = Known { names, example: "data.pin, or 'a constant'", reads: &mut reads };
+        let response =
+            config.response.as_ref().map(|members| Members::compile(members, &mut known)).transpose();
         let response = response.map_err(|(name, fault)| error(&format!("response.{name}"), fault))?;
         if config.of == Of::Events && config.missing.is_some() {
             let cause = "only a current value can be missing".into();
@@ -227,8 +233,8 @@ impl Endpoint {
                 let cause = format!("{} does not say that something is wrong", answer.status);
                 return Err(error(&format!("{key}.status"), (cause, "choose one from 400 to 599".into())));
             }
-            let known = Known { names, example: "'VM not found.'" };
-            let body = Members::compile(&answer.body, known)
+            let mut known = Known { names, example: "'VM not found.'", reads: &mut Vec::new() };
+            let body = Members::compile(&answer.body, &mut known)
                 .map_err(|(name, fault)| error(&format!("{key}.body.{name}"), fault))?;
             Ok(Some(Fixed { status: answer.status, body }))
         };
@@ -240,6 +246,7 @@ impl Endpoint {
             path,
             topic,
             fields,
+            reads,
             ready,
             response,
             told: Default::default(),
@@ -248,6 +255,24 @@ impl Endpoint {
             keepalive: config.keepalive,
             admits: config.auth,
         })
+    }
+
+    /// The members of `data` that its expressions name.
+    #[must_use]
+    pub fn reads(&self) -> &[Box<str>] {
+        &self.reads
+    }
+
+    /// What it is for, in messages: its method and path.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The topics that it may ask for.
+    #[must_use]
+    pub fn topics(&self) -> Option<TopicPattern> {
+        self.topic.pattern()
     }
 
     /// What the topic is made of.
@@ -277,7 +302,12 @@ impl Endpoint {
     #[must_use]
     pub fn look(&self, topic: &Topic, data: &[u8], op: Option<&str>) -> Verdict {
         let subject = Subject::new(topic.as_str(), data, op);
-        match self.ready.as_ref().map_or(Ok(true), |ready| subject.is(ready)) {
+        let ready = match &self.ready {
+            Some(ready) => subject.is(ready),
+            // What is gone is no answer, unless it is asked for.
+            None => Ok(!matches!(op, Some("delete" | "truncate"))),
+        };
+        match ready {
             Ok(true) => {}
             Ok(false) => return Verdict::Waits,
             Err(cause) => {
@@ -348,6 +378,10 @@ fn field(name: &str, path: &Path, method: &str) -> Result<Field, (String, String
         }
         "body" => Ok(Field::Body(rest.split('.').map(Into::into).collect())),
         "query" => Ok(Field::Query(rest.into())),
+        // A topic is shown to operators, and in the log.
+        "header" if ["authorization", "cookie"].iter().any(|secret| rest.eq_ignore_ascii_case(secret)) => {
+            Err((format!("`{rest}` holds a secret, and topics are none"), example))
+        }
         "header" => Ok(Field::Header(rest.to_ascii_lowercase().into())),
         "path" => match path.names().position(|known| known == rest) {
             Some(number) => Ok(Field::Path(number)),

@@ -38,6 +38,9 @@ fn a_value_answers_once_it_is_ready() {
     // The row has no such column (yet).
     check(r#"{"crdcommand":"start"}"#, Verdict::Waits);
     check("null", Verdict::Waits);
+    // JSON, but nothing that an expression can hold.
+    check(r#"{"crdcommand":"start","pin":7,"x":1e400}"#, Verdict::Waits);
+    assert!(startup.reads().iter().map(|name| &**name).eq(["crdcommand", "pin"]));
     check(
         r#"{"crdcommand":"start","pin":7}"#,
         Verdict::Answer(answer(200, r#"{"command":"start","pin":7,"status":"success"}"#)),
@@ -56,6 +59,7 @@ fn what_is_passed_on_keeps_its_form() {
     };
     let numbers = r#"{"n":1.10,"big":123456789012345678901234567890,"list":[1, 2]}"#;
     check("", numbers, numbers);
+    check(r#"response = { n = "data.n" }"#, r#"{"gr\u00f6\u00dfe":1,"n":1.10}"#, r#"{"n":1.10}"#);
     check(
         r#"response = { n = "data.n", b = "data['big']" }"#,
         numbers,
@@ -74,6 +78,9 @@ fn what_cannot_be_made_is_no_success() {
     let broken = endpoint("path = '/a'\ntopic = 'a'\nresponse = { x = 'data.x' }").unwrap();
     let topic = Topic::new("a").unwrap();
     assert_eq!(broken.look(&topic, b"{}", None), Verdict::Broken);
+    assert_eq!(broken.look(&topic, br#"{"x":1,"y":1e400}"#, None), Verdict::Broken);
+    let infinite = endpoint("path = '/a'\ntopic = 'a'\nresponse = { x = '1.0 / data.x' }").unwrap();
+    assert_eq!(infinite.look(&topic, br#"{"x":0.0}"#, None), Verdict::Broken);
     let unsure = endpoint("path = '/a'\ntopic = 'a'\nready = 'data.x'").unwrap();
     assert_eq!(unsure.look(&topic, br#"{"x":1}"#, None), Verdict::Waits);
     assert!(matches!(unsure.look(&topic, br#"{"x":true}"#, None), Verdict::Answer(_)));
@@ -84,6 +91,8 @@ fn events_say_what_happened() {
     let events = endpoint("path = '/a'\ntopic = 'a'\nof = 'events'\nready = \"op != 'delete'\"").unwrap();
     let topic = Topic::new("a").unwrap();
     assert_eq!(events.look(&topic, b"{}", Some("delete")), Verdict::Waits);
+    let any = endpoint("path = '/a'\ntopic = 'a'\nof = 'events'").unwrap();
+    assert_eq!(any.look(&topic, b"{}", Some("delete")), Verdict::Waits);
     assert_eq!(events.look(&topic, b"{}", Some("message")), Verdict::Answer(answer(200, "{}")));
 }
 
@@ -120,7 +129,9 @@ fn requests_find_their_endpoint() {
     check("DELETE", "/vm_startup", "only POST, GET");
     check("POST", "/vms/x%20y", r#"vm/* ["x%20y"]"#);
     check("POST", "/vms", "none");
-    assert_eq!(all.states().count(), 3);
+    let wide = endpoints(&["path = '/{a}/{b}'\ntopic = 'x'"]).unwrap();
+    assert!(matches!(wide.find("POST", "/v1/publish"), Found::None));
+    assert!(matches!(wide.find("POST", "/v2/publish"), Found::Endpoint(..)));
 }
 
 #[test]
@@ -153,7 +164,8 @@ fn mistakes_are_told_by_key() {
     check("invalid = { status = 400, body = { a = 'topic' } }", "invalid.body.a", "a constant");
     check("of = 'events'", "missing", "only a current value");
     check("hold = '0s'", "hold", "out of range");
-    check("keepalive = '1h'", "keepalive", "10m");
+    check("keepalive = '1m'", "keepalive", "30s");
+    check("topic = 'vm/{header.Cookie}'", "topic", "holds a secret");
     let twice = endpoints(&[STARTUP, STARTUP]).map(drop).unwrap_err();
     assert!(twice.to_string().contains("may be for POST /vm_startup, too"), "{twice}");
     assert!(toml::from_str::<EndpointConfig>("path = '/a'\ntopic = 'a'\nredy = 'true'").is_err());

@@ -24,7 +24,7 @@ const LOOK_MAX: usize = 10_000;
 pub struct Name {
     /// What the client calls itself.
     pub client: Box<str>,
-    /// By which way it waits: `poll`, `sse`, `ws` or `state`.
+    /// By which way it waits: `poll`, `sse`, `ws`, `state` or `endpoint`.
     pub transport: Cow<'static, str>,
     /// Since when, in milliseconds since 1970, by the clock of the day: for people.
     pub since_ms: u64,

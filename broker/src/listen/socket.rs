@@ -100,6 +100,8 @@ impl Socket {
             self.ahead = Vec::new();
         } else {
             self.ahead.drain(..length);
+            // What a large body took is not kept for as long as its request waits.
+            self.ahead.shrink_to(HEAD_BYTES_MAX);
         }
     }
 

@@ -144,11 +144,14 @@ impl Router {
         self.tables().filter(|table| table.state)
     }
 
-    /// Whether some rule may keep a current value of one of these topics.
+    /// Whether some rule may keep a current value of one of these topics, with this column where one is named.
     #[must_use]
-    pub fn keeps_any(&self, topics: &TopicPattern) -> bool {
-        let patterns = self.rules.iter().filter(|rule| rule.state).filter_map(|rule| rule.template.pattern());
-        patterns.into_iter().any(|pattern| pattern.overlaps(topics))
+    pub fn keeps(&self, topics: &TopicPattern, column: Option<&str>) -> bool {
+        self.rules.iter().filter(|rule| rule.state).any(|rule| {
+            let sends = |column: &str| rule.columns.iter().flatten().any(|name| **name == *column);
+            let sent = column.is_none_or(|column| rule.columns.is_none() || sends(column));
+            sent && rule.template.pattern().is_some_and(|pattern| pattern.overlaps(topics))
+        })
     }
 
     /// What a seeding of these tables reads.

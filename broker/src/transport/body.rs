@@ -20,11 +20,22 @@ pub(super) async fn collect(body: Body, headers: &HeaderMap, max: usize) -> Resu
         return Err(too_large(max));
     }
     match tokio::time::timeout(TIMEOUT, Limited::new(body, max).collect()).await {
-        Err(_) => Err(bad_body(format!("the body did not arrive within {} s", TIMEOUT.as_secs()))),
+        Err(_) => Err(late()),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(max)),
         Ok(Err(error)) => Err(bad_body(format!("the body did not arrive whole: {error}"))),
     }
+}
+
+/// A body that did not.
+pub(super) fn late() -> Refusal {
+    bad_body(format!("the body did not arrive within {} s", TIMEOUT.as_secs()))
+}
+
+/// Whether a `Content-Type` is this one, whatever its parameters.
+pub(super) fn is_of_type(header: &[u8], media_type: &str) -> bool {
+    let named = header.split(|byte| *byte == b';').next().unwrap_or_default();
+    named.trim_ascii().eq_ignore_ascii_case(media_type.as_bytes())
 }
 
 fn too_large(max: usize) -> Refusal {

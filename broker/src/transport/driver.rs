@@ -247,7 +247,12 @@ fn held<'a>(
     Box::pin(async move {
         let begun = {
             let whole = async { while socket.ahead().len() < body_bytes && socket.fill().await {} };
-            let _ = tokio::time::timeout(body::TIMEOUT, whole).await;
+            let limited = tokio::time::timeout(body::TIMEOUT, whole);
+            // Who has not asked yet asks somebody else.
+            let came = app.drain.run_until_cancelled(limited).await;
+            if let Some(Err(_)) = came {
+                return say(app, socket, body::late().into_reply(), true).await;
+            }
             let Some(body) = socket.ahead().get(..body_bytes) else { return Next::End };
             endpoint::Wait::begin(app, ask, body)
         };

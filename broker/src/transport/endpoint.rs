@@ -12,13 +12,13 @@ use std::task::{Context, Poll, ready};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::time::Instant;
-use walcast_wire::{ProblemCode, Topic};
+use walcast_wire::{Cursor, ProblemCode, Topic};
 
 use super::beat::Beat;
 use super::body::{bad_body, collect};
@@ -27,14 +27,12 @@ use super::fields::{self, BodyKind};
 use super::look::Look;
 use super::problem::Refusal;
 use super::reply::{Reply, streamed};
-use super::session::{Page, Session};
+use super::session::{PIECE, Page, Session};
 use super::{App, door, query, waiters};
 use crate::auth::{Action, Key};
 use crate::endpoint::{Admits, Answer, Endpoint, Found, Of, Verdict};
 use crate::hub::{Current, Encoded};
 
-/// Events taken at a time.
-const PIECE: usize = 64;
 /// What a held request hears.
 pub(super) const BLANK: Bytes = Bytes::from_static(b" ");
 
@@ -69,14 +67,16 @@ pub(super) struct Wait {
     what: What,
     beat: Beat,
     ends_at: Instant,
+    /// Whether it may hear blanks.
+    heard: bool,
     /// Its answer has begun.
     begun: bool,
 }
 
 /// What it waits for.
 enum What {
-    /// A current value.
-    State(Look),
+    /// A current value; the cursor is that of the last that was not ready.
+    State(Look, Option<Cursor>),
     /// An event of this topic.
     Events(Session, Topic),
 }
@@ -108,6 +108,11 @@ pub(super) fn headers() -> impl Iterator<Item = (HeaderName, HeaderValue)> {
 impl Wait {
     /// Begins to wait for what a request asks; or says what answers it at once.
     pub(super) fn begin(app: &App, ask: Ask, body: &[u8]) -> Result<Self, Reply> {
+        Self::new(app, ask, body, true)
+    }
+
+    /// The same; `heard`: its answer can be cut off, so that it may begin before it is known.
+    fn new(app: &App, ask: Ask, body: &[u8], heard: bool) -> Result<Self, Reply> {
         let Ask { endpoint, key, head, kind } = ask;
         let values = head.and_then(|head| fields::with_body(endpoint.fields(), head, kind, body));
         let topic = match values.and_then(|values| endpoint.topic(&values).map(|topic| (topic, values))) {
@@ -116,7 +121,8 @@ impl Wait {
                 return Err(endpoint.invalid().map_or_else(|| bad_body(detail).into_reply(), whole));
             }
         };
-        Self::open(app, endpoint, key, topic.0, topic.1).map_err(Refusal::into_reply)
+        let wait = Self::open(app, endpoint, key, topic.0, topic.1).map_err(Refusal::into_reply)?;
+        Ok(Self { heard, ..wait })
     }
 
     fn open(
@@ -126,21 +132,26 @@ impl Wait {
         topic: Topic,
         client: Option<String>,
     ) -> Result<Self, Refusal> {
+        // The body may have taken its time.
+        if key.revoked() {
+            return Err(Refusal::new(ProblemCode::Unauthorized, "the token was taken back"));
+        }
         door::check(&key, Action::Subscribe, &[topic.clone().into()])?;
         // What makes the topic tells who asks, as far as anything does.
         let client = client.filter(|client| query::names_client(client)).map(Into::into);
         let name = waiters::name(client, "endpoint");
         let what = match endpoint.of {
-            Of::State => What::State(Look::open(app, key, topic, name)?),
+            Of::State => What::State(Look::open(app, key, topic, name)?, None),
             Of::Events => {
                 let now = Some(query::After::Now);
                 What::Events(Session::open(app, key, vec![topic.clone().into()], now, name)?, topic)
             }
         };
+        // Before the beat, which must not fall short of it.
+        let ends_at = Instant::now() + endpoint.hold;
         let mut beat = Beat::new(endpoint.keepalive);
         beat.due_in(endpoint.keepalive.min(endpoint.hold));
-        let ends_at = Instant::now() + endpoint.hold;
-        Ok(Self { endpoint, what, beat, ends_at, begun: false })
+        Ok(Self { endpoint, what, beat, ends_at, heard: true, begun: false })
     }
 
     /// What to send next. Behind anything but [`Step::Blank`] there is nothing more.
@@ -148,14 +159,18 @@ impl Wait {
         if let Poll::Ready(end) = self.poll_end(app, cx) {
             return Poll::Ready(self.last(end));
         }
-        ready!(self.beat.poll(cx));
-        if Instant::now() >= self.ends_at {
-            let end = End::Refused(Refusal::unavailable("this has not become ready; ask again"));
-            return Poll::Ready(self.last(end));
+        loop {
+            ready!(self.beat.poll(cx));
+            if Instant::now() >= self.ends_at {
+                let end = End::Refused(Refusal::unavailable("this has not become ready; ask again"));
+                return Poll::Ready(self.last(end));
+            }
+            self.beat.moved();
+            if self.heard {
+                self.begun = true;
+                return Poll::Ready(Step::Blank);
+            }
         }
-        self.beat.moved();
-        self.begun = true;
-        Poll::Ready(Step::Blank)
     }
 
     fn last(&self, end: End) -> Step {
@@ -171,10 +186,15 @@ impl Wait {
         let endpoint = &self.endpoint;
         let gap = || End::Refused(Refusal::unavailable("something may have been missed; ask again"));
         let (ended, leaves) = match &mut self.what {
-            What::State(looking) => {
+            What::State(looking, waited) => {
                 let topic = looking.topic().clone();
                 let look = |current: &Current| match current {
-                    Current::Value(value) => end(endpoint.look(&topic, &value.data(), None)),
+                    // Woken again and again, each of thousands reads its value once.
+                    Current::Value(value) if *waited == Some(value.cursor()) => None,
+                    Current::Value(value) => {
+                        *waited = Some(value.cursor());
+                        end(endpoint.look(&topic, &value.data(), None))
+                    }
                     Current::None => endpoint.missing(&topic).map(End::Answer),
                     Current::Unsettled => None,
                 };
@@ -242,7 +262,7 @@ pub(super) async fn fallback(
     method: Method,
     request: axum::extract::Request,
 ) -> Response {
-    let (Parts { uri, headers, .. }, body) = request.into_parts();
+    let (Parts { uri, headers, version, .. }, body) = request.into_parts();
     let request = Request { path: uri.path(), query: uri.query(), headers: &headers };
     let ask = match app.endpoints.find(method.as_str(), uri.path()) {
         Found::None => return super::not_found(uri.path()).into_response(),
@@ -257,7 +277,8 @@ pub(super) async fn fallback(
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
-    match Wait::begin(&app, ask, &body) {
+    // An answer of HTTP/1.0 that is cut off is an answer.
+    match Wait::new(&app, ask, &body, version > Version::HTTP_10) {
         Ok(wait) => respond(app, wait).await,
         Err(reply) => reply.into_response(),
     }

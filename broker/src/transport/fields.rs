@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::body::is_of_type;
 use super::call::Request;
 use super::query::decode;
 use crate::endpoint::Field;
@@ -16,13 +17,8 @@ pub(super) enum BodyKind {
 impl BodyKind {
     /// JSON, unless the request says otherwise.
     pub(super) fn of(request: &Request<'_>) -> Self {
-        let kind = request.header("content-type").unwrap_or_default().split(|byte| *byte == b';').next();
-        match kind
-            .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded"))
-        {
-            true => Self::Form,
-            false => Self::Json,
-        }
+        let kind = request.header("content-type").unwrap_or_default();
+        if is_of_type(kind, "application/x-www-form-urlencoded") { Self::Form } else { Self::Json }
     }
 }
 
@@ -42,10 +38,14 @@ pub(super) fn of_head(
             decode(segment, false).map(|text| Some(text.into_owned())).map_err(|_| broken(field))
         }
         Field::Query(name) => member(request.query.unwrap_or_default(), name, field).map(Some),
-        Field::Header(name) => match request.header(name).map(std::str::from_utf8) {
-            Some(Ok(text)) => Ok(Some(text.to_owned())),
-            Some(Err(_)) => Err(broken(field)),
-            None => Err(absent(field)),
+        Field::Header(name) => match (request.headers.nth(name, 0), request.headers.nth(name, 1)) {
+            // Whoever stands between may have checked the other one.
+            (_, Some(_)) => Err(twice(field)),
+            (Some(text), _) => match std::str::from_utf8(text) {
+                Ok(text) => Ok(Some(text.to_owned())),
+                Err(_) => Err(broken(field)),
+            },
+            (None, None) => Err(absent(field)),
         },
     };
     fields.iter().map(read).collect()
@@ -84,11 +84,12 @@ pub(super) fn with_body(
                 }
                 match value {
                     Value::String(text) => Ok(text.clone()),
-                    Value::Number(number) => Ok(number.to_string()),
+                    // Others are rounded, and two of them would be one.
+                    Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
                     Value::Bool(value) => Ok(value.to_string()),
                     Value::Null => Err(absent(field)),
-                    Value::Array(_) | Value::Object(_) => {
-                        Err(format!("{field} is neither text nor a number"))
+                    Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                        Err(format!("{field} is neither text nor a whole number of 64 bits"))
                     }
                 }
             }
@@ -105,7 +106,7 @@ fn member(pairs: &str, name: &str, field: &Field) -> Result<String, String> {
         if decode(key, true).is_ok_and(|key| key == *name) {
             let value = decode(value, true).map_err(|_| broken(field))?;
             if found.replace(value).is_some() {
-                return Err(format!("{field} stands twice"));
+                return Err(twice(field));
             }
         }
     }
@@ -114,6 +115,10 @@ fn member(pairs: &str, name: &str, field: &Field) -> Result<String, String> {
 
 fn absent(field: &Field) -> String {
     format!("{field} is missing")
+}
+
+fn twice(field: &Field) -> String {
+    format!("{field} stands twice")
 }
 
 fn broken(field: &Field) -> String {
@@ -146,7 +151,8 @@ mod tests {
         check("vm.id", Json, r#"{"vm":{"id":17}}"#, Ok("17"));
         check("up", Json, r#"{"up":true}"#, Ok("true"));
         check("hostname", Json, r#"{"hostname":null}"#, Err("`hostname` of the body is missing"));
-        check("hostname", Json, r#"{"hostname":["a"]}"#, Err("neither text nor a number"));
+        check("hostname", Json, r#"{"hostname":["a"]}"#, Err("neither text nor a whole number"));
+        check("id", Json, r#"{"id":123456789012345678901}"#, Err("neither text nor a whole number"));
         check("hostname", Json, "{}", Err("is missing"));
         check("hostname", Json, "[]", Err("is missing"));
         check("hostname", Json, "", Err("no JSON"));
@@ -158,8 +164,9 @@ mod tests {
 
     #[test]
     fn heads_have_values() {
-        let headers =
-            HeaderMap::from_iter([(HeaderName::from_static("x-host"), HeaderValue::from_static("h"))]);
+        let header = |name| (HeaderName::from_static(name), HeaderValue::from_static("h"));
+        let mut headers = HeaderMap::from_iter([header("x-host"), header("twice")]);
+        headers.append("twice", HeaderValue::from_static("i"));
         let request = Request { path: "/", query: Some("a=%2F&b"), headers: &headers };
         let fields = [Field::Query("a".into()), body("b"), Field::Header("x-host".into()), Field::Path(0)];
         let read = of_head(&fields, &request, &["p%20q"]).unwrap();
@@ -171,6 +178,7 @@ mod tests {
         check(Field::Query("c".into()), "the parameter `c` is missing");
         check(Field::Header("y".into()), "the header `y` is missing");
         check(Field::Path(0), "not readable");
+        check(Field::Header("twice".into()), "stands twice");
     }
 
     #[test]

@@ -7,13 +7,10 @@ use walcast_wire::{Reset, Topic};
 
 use super::App;
 use super::problem::Refusal;
-use super::session::{Page, Session};
+use super::session::{PIECE, Page, Session};
 use crate::auth::Key;
 use crate::hub::Current;
 use crate::hub::roll::Name;
-
-/// Events taken at a time; they only tell that it is time to look.
-const PIECE: usize = 64;
 
 /// One client's look at a current value.
 pub(super) struct Look {
@@ -47,7 +44,7 @@ impl Look {
             let current = app.hub.current(&self.topic);
             let outdated = matches!(current, Current::Unsettled);
             let answer = look(&current);
-            if !outdated {
+            if !outdated && app.hub.follows() {
                 self.seen = Some(current);
             }
             if let Some(answer) = answer {
@@ -56,6 +53,7 @@ impl Look {
             // On a node that holds no values, a change makes the one that was asked for out of date.
             if outdated && self.session.ask_again() {
                 ready!(self.session.poll_settled(cx));
+            // Events only tell that it is time to look.
             } else if let Page::Reset(told) = ready!(self.session.poll_page(cx, PIECE))
                 && let Some(answer) = reset(told)
             {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use walcast_wire::{ProblemCode, Topic};
 
-use super::body::bad_body;
+use super::body::{bad_body, is_of_type};
 use super::call::Request;
 use super::openapi::{ProblemDoc, PublishDoc, PublishedDoc};
 use super::problem::Refusal;
@@ -129,10 +129,7 @@ pub(super) async fn publish(
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
-        return false;
-    };
-    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_of_type(kind.as_bytes(), "application/json"))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {

@@ -16,7 +16,7 @@ use crate::hub::roll::Name;
 use crate::hub::{CurrentValues, Delivery, Encoded, Subscription};
 
 /// Events taken from the hub at a time.
-const PIECE: usize = 64;
+pub(super) const PIECE: usize = 64;
 /// How long a request waits for current values that this node has to ask others for, beyond what it allows.
 const ASKING_MAX: Duration = Duration::from_secs(2);
 /// A page takes no further events above this, so that no client, however slow, keeps more of evicted

@@ -20,13 +20,10 @@ use super::pieces::Pieces;
 use super::problem::Refusal;
 use super::query::Ask;
 use super::reply::streamed;
-use super::session::{Page, Session, units};
+use super::session::{PIECE, Page, Session, units};
 use super::{App, waiters};
 use crate::auth::Key;
 use crate::hub::{CurrentValues, Encoded};
-
-/// Events encoded at a time; a slow client holds no more than this.
-const PIECE: usize = 64;
 
 /// Begins a stream. What time can mend is said in it.
 ///

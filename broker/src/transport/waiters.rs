@@ -59,7 +59,7 @@ pub(super) struct WaiterDoc {
     topic: String,
     /// How the client calls itself.
     client: String,
-    /// `poll`, `sse`, `ws` or `state`.
+    /// `poll`, `sse`, `ws`, `state` or `endpoint`.
     transport: String,
     /// When the call began, or the WebSocket was opened: RFC 3339, UTC.
     since: String,

@@ -26,9 +26,9 @@ const HOST: &str = r#"{"hostname":"a"}"#;
 /// By the wait path, and by hyper, which gets what the wait path does not know.
 const WAYS: [&str; 2] = ["", "expect: nothing\r\n"];
 
-/// The same, heard of every second while it is held.
+/// The same, heard of every second while it is held, and beside it one that is patient.
 fn heard() -> String {
-    format!("{STARTUP}keepalive = '1s'\n")
+    format!("{STARTUP}keepalive = '1s'\n{}", STARTUP.replace("/vm_startup", "/patient"))
 }
 
 fn success() -> Value {
@@ -45,9 +45,13 @@ async fn ask(edge: &Edge, headers: &str, body: &str) -> Answer {
 
 /// A request whose answer is read later.
 async fn begin(edge: &Edge, headers: &str) -> TcpStream {
+    begin_at(edge, "/vm_startup", headers).await
+}
+
+async fn begin_at(edge: &Edge, path: &str, headers: &str) -> TcpStream {
     let mut stream = edge.connect().await;
     let close = format!("connection: close\r\n{headers}");
-    stream.write_all(post("/vm_startup", &close, HOST).as_bytes()).await.unwrap();
+    stream.write_all(post(path, &close, HOST).as_bytes()).await.unwrap();
     stream
 }
 
@@ -68,22 +72,24 @@ async fn blank(stream: &mut TcpStream) -> String {
     read
 }
 
-/// What stands in chunks behind blanks; `None` if they were cut off.
+/// What stands in chunks behind blanks; `None` if they were cut off, and nothing but blanks came before.
 async fn rest(stream: &mut TcpStream) -> Option<String> {
     let mut read = String::new();
     // Whoever is cut off may see that as an error, too.
     let _ = within("the end", stream.read_to_string(&mut read)).await;
     let (mut rest, mut text) = (read.as_str(), String::new());
-    loop {
-        let (length, after) = rest.split_once("\r\n")?;
+    while let Some((length, after)) = rest.split_once("\r\n") {
         let length = usize::from_str_radix(length, 16).unwrap();
-        text.push_str(after.get(..length)?);
-        rest = after.get(length..)?.strip_prefix("\r\n")?;
+        let (chunk, after) = after.split_at(length);
+        text.push_str(chunk);
+        rest = after.strip_prefix("\r\n").unwrap();
         if length == 0 {
             assert_eq!(rest, "");
             return Some(text);
         }
     }
+    assert_eq!(text.trim(), "", "it was cut off behind its answer");
+    None
 }
 
 #[tokio::test]
@@ -158,7 +164,7 @@ async fn what_is_no_success_is_cut_off_once_the_answer_has_begun() {
             let mut held = begin(&edge, &way).await;
             edge.until_waiting(1).await;
             blank(&mut held).await;
-            let mut new = begin(&edge, &way).await;
+            let mut new = begin_at(&edge, "/patient", &way).await;
             edge.until_waiting(2).await;
             act(&edge);
             assert_eq!(rest(&mut held).await, None, "{what}");
@@ -168,6 +174,71 @@ async fn what_is_no_success_is_cut_off_once_the_answer_has_begun() {
             edge.until_waiting(0).await;
         }
     }
+}
+
+#[tokio::test]
+async fn nothing_is_held_for_longer_than_allowed() {
+    for way in WAYS {
+        let edge = Edge::answering(&format!("{STARTUP}hold = '1s'\n")).await;
+        edge.put("vm/a", FREE);
+        let answer = Answer::read(&mut begin(&edge, way).await).await;
+        assert_eq!(answer.problem().code.as_str(), "unavailable");
+        assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_hears_nothing_before_its_answer() {
+    let edge = Edge::answering(&heard()).await;
+    edge.put("vm/a", FREE);
+    let old = post("/vm_startup", "", HOST).replace("HTTP/1.1", "HTTP/1.0");
+    let mut stream = edge.connect().await;
+    stream.write_all(old.as_bytes()).await.unwrap();
+    edge.until_waiting(1).await;
+    // Another one hears its blanks meanwhile.
+    blank(&mut begin(&edge, "").await).await;
+    edge.clear("vm/a");
+    assert_eq!(Answer::read(&mut stream).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_key_that_is_taken_back_before_the_body_has_come_is_none() {
+    for way in WAYS {
+        let edge = Edge::answering(STARTUP).await;
+        edge.let_in(&[key("a", "token-a")], &[role("vm")]);
+        edge.put("vm/a", START);
+        let way = format!("connection: close\r\n{way}authorization: Bearer token-a\r\n");
+        let request = post("/vm_startup", &way, HOST);
+        let (head, body) = request.split_at(request.len() - 1);
+        let mut stream = edge.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Whoever asks behind it was let in behind it.
+        assert_eq!(edge.get("/v1/waiters?topic=vm/a").await.status, 401);
+        edge.let_in(&[], &[role("vm")]);
+        stream.write_all(body.as_bytes()).await.unwrap();
+        assert_eq!(Answer::read(&mut stream).await.problem().code.as_str(), "unauthorized");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_knows_nothing_yet_says_so() {
+    let edge = Edge::answering_unstarted(STARTUP).await;
+    for way in WAYS {
+        assert_eq!(ask(&edge, way, HOST).await.problem().code.as_str(), "unavailable");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_does_not_hold_up_a_drain() {
+    let edge = Edge::answering(STARTUP).await;
+    let mut stream = edge.connect().await;
+    stream.write_all(b"POST /vm_startup HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
+    // A whole answer to another one: by then the first has been read.
+    assert_eq!(ask(&edge, "", HOST).await.status, 404);
+    edge.drain.cancel();
+    let mut read = String::new();
+    within("it ends", stream.read_to_string(&mut read)).await.unwrap();
+    assert_eq!(read, "");
 }
 
 #[tokio::test]

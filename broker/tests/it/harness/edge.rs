@@ -104,13 +104,18 @@ impl Edge {
 
     /// Answers these `[[endpoint]]`, too.
     pub(crate) async fn answering(endpoints: &str) -> Self {
+        Self::answering_unstarted(endpoints).await.begun()
+    }
+
+    /// The same, but the hub has seen no stream.
+    pub(crate) async fn answering_unstarted(endpoints: &str) -> Self {
         #[derive(serde::Deserialize)]
         struct File {
             endpoint: Vec<EndpointConfig>,
         }
         let file: File = toml::from_str(endpoints).unwrap();
         let endpoints = Endpoints::new(&file.endpoint).unwrap();
-        Self::listen(Config::default(), hub::Config::default(), endpoints).await.begun()
+        Self::listen(Config::default(), hub::Config::default(), endpoints).await
     }
 
     /// Listens, but the hub has seen no stream.
