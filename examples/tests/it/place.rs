@@ -172,7 +172,7 @@ impl Program {
         // What it complains of is for who looks into a failure.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, SeqCst);
-        let log = format!("{}/examples-{}-{number}.log", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+        let log = format!("{}/examples-{number}.log", env!("CARGO_TARGET_TMPDIR"));
         let name = format!("{:?} 2>{log}", command.as_std());
         command.stderr(File::create(log).unwrap());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use walcast_client::Canary;
 use walcast_client::wire::encode_segment;
@@ -110,6 +110,40 @@ async fn a_cursor_file_outlives_a_kill() {
     let output = within("it ends", walcast(&place.url(), &args).output()).await.unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("holds no cursor"), "{said}");
+}
+
+#[tokio::test]
+async fn a_crash_repeats_what_was_not_done_and_no_more() {
+    let place = Place::new("python_crash").await;
+    let directory = directory("python-crash");
+    publish(&place, 0..20).await;
+    // Takes some events, and dies over the last of them; or ends in good order.
+    let text = "import json, os, sys, walcast
+url, topic, path, count, orderly = sys.argv[1:]
+walcast.SAVE_EVERY_S = 0
+events = walcast.follow(url, [topic], after='earliest', cursor_file=path)
+taken = [next(events) for _ in range(int(count))]
+if orderly == 'yes':
+    events.save()
+print(json.dumps([[event.op, event.topic, event.data] for event in taken]), flush=True)
+os._exit(0)";
+    let take = async |topic: &str, count: &str, orderly: &str| {
+        let path = format!("{directory}/{}", topic.replace("/*", ""));
+        script(text, &[&place.url(), topic, &path, count, orderly]).await
+    };
+    for (orderly, first) in [("no", 0), ("no", 4), ("yes", 8), ("no", 13)] {
+        let expected: Vec<_> = (first..first + 5).map(|number| json!(["message", "log", number])).collect();
+        assert_eq!(take("log", "5", orderly).await, json!(expected));
+    }
+
+    // One change that is told on two topics is done when both are.
+    place.execute("INSERT INTO vms (hostname, pin) VALUES ('a', 1)").await;
+    place.execute("UPDATE vms SET hostname = 'b'").await;
+    let told = take("vm/*", "3", "no").await;
+    assert_eq!([&told[0][0], &told[1][0], &told[1][1]], ["insert", "delete", "vm/a"]);
+    assert_eq!(told[2][1], "vm/b");
+    let again = take("vm/*", "2", "yes").await;
+    assert_eq!(again, json!([told[1], told[2]]));
 }
 
 #[tokio::test]
@@ -233,7 +267,7 @@ async fn what_is_published_is_published_once() {
         assert_eq!(event(Program::run(again).ends().await.last().cloned())["duplicate"], duplicate);
     }
     Program::run(walcast(&place.url(), &["publish", "jobs/3", "3"])).ends().await;
-    for data in [serde_json::json!({"größe": 1}), 2.into(), 3.into()] {
+    for data in [json!({"größe": 1}), 2.into(), 3.into()] {
         assert_eq!(event(follower.line().await)["data"], data);
     }
 }
@@ -276,11 +310,11 @@ async fn python_and_rust_pick_the_same_hosts() {
     // For whoever writes it in a third language: of host-0 to host-199, salted "walcast", 5 % are these.
     let text = "import json, walcast
 print(json.dumps([i for i in range(200) if walcast.picks(5, f'host-{i}', 'walcast')]))";
-    let vector = serde_json::json!([0, 41, 102, 111, 148, 159, 166, 174]);
+    let vector = json!([0, 41, 102, 111, 148, 159, 166, 174]);
     assert_eq!(script(text, &[]).await, vector);
     let canary = Canary::new(5.0).salt("walcast");
     let picked: Vec<usize> = (0..200).filter(|i| canary.picks(&format!("host-{i}"))).collect();
-    assert_eq!(serde_json::json!(picked), vector);
+    assert_eq!(json!(picked), vector);
 
     let text = "import json, walcast
 print(json.dumps([[walcast.picks(percent, f'{name}-{i}', salt) for i in range(500)]
@@ -294,7 +328,7 @@ print(json.dumps([[walcast.picks(percent, f'{name}-{i}', salt) for i in range(50
             }
         }
     }
-    assert_eq!(script(text, &[]).await, serde_json::json!(expected));
+    assert_eq!(script(text, &[]).await, json!(expected));
 }
 
 #[tokio::test]
@@ -315,6 +349,6 @@ async fn python_and_rust_write_the_same_segments() {
     let text = "import json, sys, walcast
 print(json.dumps([walcast.segment(name) for name in json.loads(sys.argv[1])]))";
     let expected: Vec<_> = names.iter().map(|name| encode_segment(name)).collect();
-    let said = script(text, &[&serde_json::json!(names).to_string()]).await;
-    assert_eq!(said, serde_json::json!(expected));
+    let said = script(text, &[&json!(names).to_string()]).await;
+    assert_eq!(said, json!(expected));
 }
