@@ -144,6 +144,52 @@ async fn current_values_are_there_at_once_at_who_follows() {
     edge.ready().await;
 }
 
+/// An existing client's request, held by a node that has to ask for values.
+#[tokio::test]
+async fn an_edge_answers_endpoints() {
+    const ENDPOINT: &str = "
+[[endpoint]]
+path = '/up'
+topic = 'vm/{body.host}'
+ready = 'data.pin > 0'
+response = { pin = 'data.pin' }
+missing = { status = 404 }
+keepalive = '1s'";
+    let mut place = Place::new("fleet_endpoint", "lease = '60s'").await;
+    place.text.push_str(ENDPOINT);
+    let _leader = place.broker(&[]).await;
+    let edge = place.broker(&["--role=edge"]).await;
+    let plain = Plain { address: edge.http.parse().unwrap() };
+    let ask = async |host: &str| {
+        let body = format!("{{\"host\":\"{host}\"}}");
+        let head =
+            format!("POST /up HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}", body.len());
+        plain.raw(format!("{head}\r\n\r\n{body}")).await
+    };
+    let waiting = async || {
+        until("somebody waits", async || {
+            let reply = plain.get("/v1/waiters?topic=vm/a").await;
+            reply.body.contains("\"client\":\"a\"")
+        })
+        .await;
+    };
+    assert_eq!(ask("nobody").await.status, 404);
+    for pin in 1..=3 {
+        let change = async {
+            waiting().await;
+            // Nothing to go by, and then an assignment; both reach who has to ask each time.
+            run(&place.sql, "UPDATE vms SET pin = -1 WHERE host = 'a'").await;
+            run(&place.sql, &format!("UPDATE vms SET pin = {pin} WHERE host = 'a'")).await;
+        };
+        let (answer, ()) = futures_util::future::join(ask("a"), change).await;
+        assert!(answer.status == 200 && answer.body.contains(&format!("{{\"pin\":{pin}}}")), "{answer:?}");
+        // What is there is answered at once; then it is free again.
+        assert_eq!(ask("a").await.json()["pin"], pin);
+        run(&place.sql, "UPDATE vms SET pin = 0 WHERE host = 'a'").await;
+        until("it is free", async || state(&edge).await.1.contains("\"pin\":0")).await;
+    }
+}
+
 #[tokio::test]
 async fn another_leads_when_the_leader_is_killed() {
     let mut place = Place::new("fleet_killed", "lease = '60s'").await;
