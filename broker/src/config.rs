@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::backbone::redis;
+use crate::endpoint::Endpoints;
 use crate::{
     admin, auth, endpoint, hub, listen, node, pipeline, postgres, router, source, telemetry, transport,
 };
@@ -269,6 +270,12 @@ impl Loader {
         if let (None, Some(url)) = (&config.postgres.url, &self.database_url) {
             config.postgres.url = Some(url.as_str().into());
         }
+        Endpoints::new(&config.endpoint).map_err(|error| ConfigError {
+            origin: file.clone(),
+            key: Some(error.at()),
+            cause: error.cause,
+            remedy: error.remedy,
+        })?;
         limits::check(&config).map_err(|broken| ConfigError {
             origin: origins.get(broken.key).map_or(file, |origin| (*origin).to_owned()),
             key: Some(broken.key.to_owned()),

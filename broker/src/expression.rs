@@ -56,6 +56,8 @@ impl Expression {
         let env = Arc::new(Env::stdlib().with_optional_support(false));
         let program = env.compile(text).map_err(|errors| {
             let cause = errors.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            // A dozen tokens of the grammar help nobody.
+            let cause = cause.split(" expecting {").next().unwrap_or_default();
             (format!("no CEL expression: {cause}"), format!("write for example {example}"))
         })?;
         Walk { env: &env, names }.walk(program.expression(), &mut Vec::new())?;

@@ -157,7 +157,7 @@ impl Node {
         let endpoints = Endpoints::new(&config.endpoint)?;
         // An edge has no rules: the leader's say what is kept.
         if config.node.role != Role::Edge {
-            warn_of_empty(&endpoints, &router);
+            agree(&endpoints, &router)?;
         }
         let certificate = Certificate::load(&config.tls)?;
         let tls = certificate.as_ref().map(Certificate::current);
@@ -376,28 +376,23 @@ fn bind(
     Ok((listener, address))
 }
 
-/// A reload may bring the rule, so this is no error.
-fn warn_of_empty(endpoints: &Endpoints, router: &Router) {
+/// What endpoints look at has to be kept by some rule; columns may still come with others.
+fn agree(endpoints: &Endpoints, router: &Router) -> Result<(), EndpointError> {
     for endpoint in endpoints.iter().filter(|endpoint| endpoint.of == Of::State) {
         let Some(topics) = endpoint.topics() else { continue };
-        let (name, pattern) = (endpoint.name(), topics.as_str());
         if !router.keeps(&topics, None) {
-            tracing::warn!(
-                endpoint = name,
-                topics = pattern,
-                "no rule keeps current values of these topics, so nothing will ever be ready: add a [[table]] with state = true, or write of = \"events\""
-            );
-            continue;
+            return Err(endpoint.keeps_nothing());
         }
         for column in endpoint.reads().iter().filter(|column| !router.keeps(&topics, Some(column.as_ref()))) {
             tracing::warn!(
-                endpoint = name,
-                topics = pattern,
+                endpoint = endpoint.name(),
+                topics = topics.as_str(),
                 column = &**column,
                 "the endpoint reads a column that no rule of these topics sends: add it to the rule's `columns`, or correct its name"
             );
         }
     }
+    Ok(())
 }
 
 fn keys(config: &Config) -> Result<Keys, KeyError> {

@@ -125,6 +125,7 @@ macro_rules! declare {
 }
 
 declare! {
+    counter ENDPOINT_REQUESTS_TOTAL = "walcast_endpoint_requests_total", "requests for endpoints, by how they ended";
     gauge SUBSCRIPTIONS = "walcast_subscriptions", "subscriptions now, over all transports";
     gauge HISTORY_EVENTS = "walcast_history_events", "events in memory";
     gauge HISTORY_BYTES = "walcast_history_bytes", "memory of the events";
@@ -187,6 +188,10 @@ pub const LABEL_SOURCE: &str = "source";
 pub const LABEL_SLOT: &str = "slot";
 /// Label: why something was counted.
 pub const LABEL_REASON: &str = "reason";
+/// Which endpoint: its method and path.
+pub const LABEL_ENDPOINT: &str = "endpoint";
+/// How something ended.
+pub const LABEL_OUTCOME: &str = "outcome";
 
 #[cfg(test)]
 mod tests {

@@ -273,6 +273,10 @@ impl Endpoint {
             reason = format!("{reason}: {cause}");
             source = cause.source();
         }
+        // What TLS says to somebody who does not speak it is no HTTP.
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            reason.push_str("; what came is not HTTP: does the URL want https://?");
+        }
         Error::Broken { address: self.address().to_owned(), reason }
     }
 

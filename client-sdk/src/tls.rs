@@ -77,11 +77,14 @@ fn unusable(reason: &dyn std::fmt::Display) -> Error {
 #[error("{0}; renew it, or set this machine's clock")]
 pub(crate) struct OutOfDate(rustls::Error);
 
-/// Adds what to do if the certificate is refused for its dates alone.
+/// Adds what to do if the certificate is refused for its dates alone, or there is no TLS at all.
 pub(crate) fn with_remedy(error: io::Error) -> io::Error {
     match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
         Some(cause @ rustls::Error::InvalidCertificate(reason)) if by_date(reason) => {
             io::Error::new(error.kind(), OutOfDate(cause.clone()))
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            io::Error::new(error.kind(), "it does not speak TLS: perhaps its URL begins with http://")
         }
         _ => error,
     }

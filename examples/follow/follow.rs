@@ -11,6 +11,8 @@ use walcast_client::{Client, Update};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
+    // Brokers that cannot be reached are tried for ever; this is where it is told.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut args = std::env::args().skip(1);
     let pattern = args.next().unwrap_or_else(|| "vm/*".to_owned());
     let url = args.next().unwrap_or_else(|| "http://127.0.0.1:8480".to_owned());

@@ -104,6 +104,9 @@ class _Brokers:
     def __init__(self, url, token, patience=None):
         urls = [url] if isinstance(url, str) else list(url)
         self.urls = [url.rstrip("/") for url in urls]
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url}: the URL of a broker begins with http:// or https://")
         # So that not all clients crowd on the first.
         random.shuffle(self.urls)
         self.http = requests.Session()
@@ -207,6 +210,8 @@ class Follow:
         if client:
             self._query.append(("client", client))
         self._hold, self._file = hold, cursor_file
+        if cursor_file and not os.path.isdir(os.path.dirname(cursor_file) or "."):
+            raise ValueError(f"{cursor_file}: there is no such folder")
         self.cursor = _load(cursor_file) or after
         self._saved, self._saved_at = self.cursor, time.monotonic()
         # What was handed out last, what is still to be handed out, each with the place behind it, if there is one.
@@ -357,6 +362,13 @@ def _store(path, cursor):
         os.close(directory)
 
 
+def _json(text):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+
+
 def _main():
     parser = argparse.ArgumentParser(description="walcast from the command line; the token comes from WALCAST_TOKEN")
     parser.add_argument("--url", action="append", help="a broker (default: http://127.0.0.1:8480); may be repeated")
@@ -370,7 +382,7 @@ def _main():
     command.add_argument("--wait", type=int, default=0, help="seconds to wait for one")
     command = commands.add_parser("publish", help="publish JSON")
     command.add_argument("topic")
-    command.add_argument("data", type=json.loads)
+    command.add_argument("data", type=_json, help="JSON, such as 7 or '{\"id\": 7}'")
     command.add_argument("--key", help="publish once with this key")
     args = parser.parse_args()
     urls, token = args.url or ["http://127.0.0.1:8480"], os.environ.get("WALCAST_TOKEN")
@@ -390,7 +402,7 @@ def _main():
 if __name__ == "__main__":
     try:
         _main()
-    except Error as error:
+    except (Error, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         pass

@@ -25,7 +25,12 @@ while :; do
             printf 'run %s\n' "$body"
             ;;
         304) ;; # Nothing new.
-        404)    # None, or the one that we had is gone.
+        404)
+            case $body in
+                *'"code":"not_found"'*) ;; # None, or the one that we had is gone.
+                *) printf '%s\n' "$body" >&2 # No broker, or not this port.
+                    exit 1 ;;
+            esac
             [ -z "$version" ] || echo free
             version=
             ;;

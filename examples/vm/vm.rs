@@ -24,6 +24,8 @@ impl Vm {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
+    // Brokers that cannot be reached are tried for ever; this is where it is told.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut args = std::env::args().skip(1);
     let hostname = args.next().ok_or("usage: vm HOSTNAME [URL]...")?;
     let mut urls: Vec<String> = args.collect();

@@ -80,7 +80,7 @@ pub fn router(
 
 async fn not_found(uri: Uri) -> Response {
     let detail = format!("no such path: {}; this listener has /livez, /readyz and /metrics", uri.path());
-    problem(ProblemCode::NotFound, detail)
+    problem(ProblemCode::NoSuchPath, detail)
 }
 
 fn problem(code: ProblemCode, detail: String) -> Response {

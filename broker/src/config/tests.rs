@@ -164,6 +164,14 @@ fn what_a_restart_is_needed_for_is_named() {
     check("http.wait_max = '1m'\n[history]\nage = '5m'\n[log]\nlevel = 'debug'", &[]);
 }
 
+#[test]
+fn an_endpoint_that_cannot_be_used_is_told_with_all_else() {
+    let file = TempFile::new("[[endpoint]]\npath = '/a'\ntopic = 'a/{body.b}'\nready = 'data.x =='");
+    let error = Loader::new(Some(file.0.clone())).load().unwrap_err().to_string();
+    let parts = ["[[endpoint]] POST \"/a\", key `ready`: no CEL expression", "write for example"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+}
+
 // ---- the document ------------------------------------------------------------------------------------
 
 fn document() -> String {

@@ -32,8 +32,8 @@ impl expression::Names for Known<'_> {
             return Ok(());
         }
         let known = match self.names {
-            [] => "nothing is known of the request here: write a constant".to_owned(),
-            names => format!("there is {}", names.join(", ")),
+            [] => "nothing is known of the request here: write a constant, a text with quotes of its own: 'like this'".to_owned(),
+            names => format!("there is {}; a text has quotes of its own: '{name}'", names.join(", ")),
         };
         Err((format!("`{name}` is unknown"), known))
     }

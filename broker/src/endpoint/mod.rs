@@ -126,7 +126,7 @@ pub enum Found<'e, 'p> {
 
 /// An endpoint cannot be used. `Display` names it, the key, the cause and the remedy, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("[[endpoint]] {method} {path:?}, key `{key}`: {cause}; {remedy}")]
+#[error("{}: {cause}; {remedy}", self.at())]
 pub struct EndpointError {
     /// Its method,
     pub method: String,
@@ -138,6 +138,14 @@ pub struct EndpointError {
     pub cause: String,
     /// What to do.
     pub remedy: String,
+}
+
+impl EndpointError {
+    /// Which endpoint, and which of its keys.
+    #[must_use]
+    pub fn at(&self) -> String {
+        format!("[[endpoint]] {} {:?}, key `{}`", self.method, self.path, self.key)
+    }
 }
 
 impl Endpoints {
@@ -273,6 +281,19 @@ impl Endpoint {
     #[must_use]
     pub fn topics(&self) -> Option<TopicPattern> {
         self.topic.pattern()
+    }
+
+    /// What is wrong with it, if nothing that is kept can ever be its answer.
+    #[must_use]
+    pub fn keeps_nothing(&self) -> EndpointError {
+        let (method, path) = self.name.split_once(' ').unwrap_or_default();
+        EndpointError {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            key: "topic".to_owned(),
+            cause: "no rule keeps current values of such topics, so nothing would ever be ready".to_owned(),
+            remedy: "add a [[table]] with that topic and state = true, or write of = \"events\"".to_owned(),
+        }
     }
 
     /// What the topic is made of.

@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
+use metrics::counter;
 use serde::Deserialize;
 use tokio::time::Instant;
 use walcast_wire::{Cursor, ProblemCode, Topic};
@@ -30,8 +31,9 @@ use super::reply::{Reply, streamed};
 use super::session::{PIECE, Page, Session};
 use super::{App, door, query, waiters};
 use crate::auth::{Action, Key};
-use crate::endpoint::{Admits, Answer, Endpoint, Found, Of, Verdict};
+use crate::endpoint::{Admits, Answer, Endpoint, Field, Found, Of, Verdict};
 use crate::hub::{Current, Encoded};
+use crate::telemetry::{ENDPOINT_REQUESTS_TOTAL, LABEL_ENDPOINT, LABEL_OUTCOME};
 
 /// What a held request hears.
 pub(super) const BLANK: Bytes = Bytes::from_static(b" ");
@@ -118,7 +120,10 @@ impl Wait {
         let topic = match values.and_then(|values| endpoint.topic(&values).map(|topic| (topic, values))) {
             Ok((topic, values)) => (topic, values.into_iter().next()),
             Err(detail) => {
-                return Err(endpoint.invalid().map_or_else(|| bad_body(detail).into_reply(), whole));
+                let reads_body = endpoint.fields().iter().any(|field| matches!(field, Field::Body(_)));
+                count(&endpoint, "invalid");
+                let refusal = if reads_body { bad_body(detail) } else { Refusal::parameter(detail) };
+                return Err(endpoint.invalid().map_or_else(|| refusal.into_reply(), whole));
             }
         };
         let wait = Self::open(app, endpoint, key, topic.0, topic.1).map_err(Refusal::into_reply)?;
@@ -174,12 +179,16 @@ impl Wait {
     }
 
     fn last(&self, end: End) -> Step {
-        match end {
-            End::Answer(answer) if !self.begun => Step::Whole(whole(answer)),
-            End::Refused(refusal) if !self.begun => Step::Whole(refusal.into_reply()),
-            End::Answer(Answer { status: 200, body }) => Step::Rest(body),
-            End::Answer(_) | End::Refused(_) => Step::Abort,
-        }
+        let answered = matches!(end, End::Answer(Answer { status: 200, .. }));
+        let (outcome, step) = match end {
+            End::Answer(Answer { body, .. }) if answered && self.begun => ("answered", Step::Rest(body)),
+            _ if self.begun => ("cut", Step::Abort),
+            End::Answer(answer) if answered => ("answered", Step::Whole(whole(answer))),
+            End::Answer(answer) => ("missing", Step::Whole(whole(answer))),
+            End::Refused(refusal) => ("refused", Step::Whole(refusal.into_reply())),
+        };
+        count(&self.endpoint, outcome);
+        step
     }
 
     fn poll_end(&mut self, app: &App, cx: &mut Context<'_>) -> Poll<End> {
@@ -224,6 +233,11 @@ impl Wait {
             ended => ended,
         }
     }
+}
+
+fn count(endpoint: &Endpoint, outcome: &'static str) {
+    let name = endpoint.name().to_owned();
+    counter!(ENDPOINT_REQUESTS_TOTAL, LABEL_ENDPOINT => name, LABEL_OUTCOME => outcome).increment(1);
 }
 
 /// Whether this event ends the waiting.

@@ -252,7 +252,7 @@ fn not_found(path: &str) -> Refusal {
         }
         _ => format!("no such path: {path}"),
     };
-    Refusal::new(ProblemCode::NotFound, detail)
+    Refusal::new(ProblemCode::NoSuchPath, detail)
 }
 
 async fn method_not_allowed() -> Refusal {

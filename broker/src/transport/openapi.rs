@@ -239,6 +239,7 @@ mod tests {
         let elsewhere = [
             // In WebSocket frames; for any path; before a call is known; a fault.
             ProblemCode::BadFrame,
+            ProblemCode::NoSuchPath,
             ProblemCode::MethodNotAllowed,
             ProblemCode::HeadTooLarge,
             ProblemCode::Internal,

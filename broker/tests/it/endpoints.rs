@@ -287,7 +287,7 @@ async fn other_requests_are_told_what_there_is() {
         let wrong = edge.get_with("/vm_startup", way).await;
         assert_eq!((wrong.status, wrong.headers["allow"].as_str()), (405, "POST"));
         assert_eq!(wrong.problem().code.as_str(), "method_not_allowed");
-        assert_eq!(edge.get_with("/vm_startup/", way).await.problem().code.as_str(), "not_found");
+        assert_eq!(edge.get_with("/vm_startup/", way).await.problem().code.as_str(), "no_such_path");
         let large = ask(&edge, way, &" ".repeat(70_000)).await;
         assert_eq!(large.problem().code.as_str(), "body_too_large");
         // A body of unknown length is read, too.

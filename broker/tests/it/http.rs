@@ -45,7 +45,7 @@ async fn bad_requests_are_told_what_is_wrong() {
     check(get("/v1/ws?wait=1"), 400, "bad_parameter", "wait").await;
     check(get("/v1/ws?topic=a"), 400, "bad_parameter", "WebSocket").await;
     check(get("/v1/openapi.json?x"), 400, "bad_parameter", "none").await;
-    check(get("/v2"), 404, "not_found", "/v2").await;
+    check(get("/v2"), 404, "no_such_path", "/v2").await;
     check(get("/v1/state/a"), 404, "not_found", "a").await;
     check(get("/v1/publish"), 405, "method_not_allowed", "Allow").await;
     check("hello\r\n\r\n".to_owned(), 400, "bad_parameter", "HTTP").await;

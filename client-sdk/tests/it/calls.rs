@@ -29,6 +29,7 @@ async fn current_values() {
         Answer::Keep(value(4)),
         Answer::Keep("HTTP/1.1 304 Not Modified\r\n\r\n".to_owned()),
         Answer::Keep(answer("404 Not Found", "", &problem("not_found", 404, None))),
+        Answer::Keep(answer("404 Not Found", "", &problem("no_such_path", 404, None))),
         Answer::Keep(answer("400 Bad Request", "", &problem("bad_topic", 400, None))),
     ]])
     .await;
@@ -42,6 +43,9 @@ async fn current_values() {
     let state = client.state(topic).wait(minute).unless(cursor(4)).await.unwrap();
     assert!(matches!(state, State::Unchanged));
     assert!(matches!(client.state(topic).wait(minute).await.unwrap(), State::Absent));
+    // The wrong port has no values, and so cannot say that there is none.
+    let error = client.state(topic).await.unwrap_err();
+    assert_eq!(error.problem().unwrap().code, ProblemCode::NoSuchPath);
     let error = client.state(topic).await.unwrap_err();
     assert_eq!(error.problem().unwrap().code, ProblemCode::BadTopic);
     assert!(error.to_string().contains(&fake.address) && error.to_string().contains(topic), "{error}");

@@ -30,8 +30,10 @@ pub enum ProblemCode {
     EpochChanged,
     /// Events after this cursor never reached this broker.
     Gap,
-    /// No such path, or no current value for this topic.
+    /// The topic has no current value.
     NotFound,
+    /// No such path: perhaps another port, or what stands before a broker.
+    NoSuchPath,
     /// The path exists, the method does not.
     MethodNotAllowed,
     /// The body exceeds the limit.
@@ -63,7 +65,7 @@ impl ProblemCode {
             | Self::TooBroad => 400,
             Self::Unauthorized => 401,
             Self::Forbidden => 403,
-            Self::NotFound => 404,
+            Self::NotFound | Self::NoSuchPath => 404,
             Self::MethodNotAllowed => 405,
             Self::CursorExpired | Self::EpochChanged | Self::Gap => 410,
             Self::BodyTooLarge => 413,
@@ -76,7 +78,7 @@ impl ProblemCode {
     }
 
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BadTopic,
         Self::BadCursor,
         Self::BadParameter,
@@ -89,6 +91,7 @@ impl ProblemCode {
         Self::EpochChanged,
         Self::Gap,
         Self::NotFound,
+        Self::NoSuchPath,
         Self::MethodNotAllowed,
         Self::BodyTooLarge,
         Self::HeadTooLarge,
@@ -123,6 +126,7 @@ impl ProblemCode {
             Self::EpochChanged => "epoch_changed",
             Self::Gap => "gap",
             Self::NotFound => "not_found",
+            Self::NoSuchPath => "no_such_path",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadTooLarge => "head_too_large",

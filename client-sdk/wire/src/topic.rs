@@ -42,6 +42,9 @@ impl fmt::Display for TopicError {
             Self::TooLong => write!(f, "a topic has at most {TOPIC_BYTES_MAX} bytes"),
             Self::EmptySegment => f.write_str("a topic has no empty segment"),
             Self::DotSegment => f.write_str("a topic has no segment `.` or `..`"),
+            Self::Forbidden('*') => f.write_str(
+                "a topic has no '*', which stands for a whole segment of a pattern, as in `vm/*`; percent-encode it",
+            ),
             Self::Forbidden(c) => write!(f, "a topic has no {c:?}; percent-encode it"),
             Self::BadEncoding => {
                 f.write_str("`%` in a topic is followed by two upper-case hexadecimal digits")
