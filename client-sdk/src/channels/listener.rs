@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
-use walcast_wire::{Cursor, Reset, ResetReason};
+use walcast_wire::{Cursor, Op, Reset, ResetReason};
 
 use super::link::{Answer, Dial, Fault, Line, done, head};
 use super::names::Names;
@@ -59,6 +59,8 @@ enum Link {
 struct Fill {
     updates: Updates,
     places: watch::Receiver<Option<Cursor>>,
+    /// The last unit that was handed out, perhaps not all of it: that is behind the place.
+    last: Seen,
     look: Option<Look>,
     /// How long until the next look.
     pause: Duration,
@@ -330,17 +332,31 @@ impl Listener {
         let (Some(client), None) = (&self.brokers, &self.fill) else { return };
         let after = self.seen.place().map_or(After::Now, After::Cursor);
         let updates = client.subscribe(self.names.topics()).after(after).stream();
-        self.fill = Some(Fill { places: updates.places(), updates, look: None, pause: Duration::ZERO });
+        self.fill = Some(Fill {
+            places: updates.places(),
+            updates,
+            last: Seen::default(),
+            look: None,
+            pause: Duration::ZERO,
+        });
     }
 
     /// A broker told something.
     fn filled(&mut self, update: Update) {
-        let place = place_of(self.fill.as_ref());
+        let Some(fill) = &mut self.fill else { return };
+        let place = *fill.places.borrow();
         match &update {
-            Update::Event(event) if self.seen.knows(event) => return,
-            Update::Event(_) => {}
+            Update::Event(event) => {
+                // A value's cursor is no place.
+                if event.op != Op::Snapshot {
+                    fill.last.take(event);
+                }
+                if self.seen.knows(event) {
+                    return;
+                }
+            }
             // What follows is told from the beginning.
-            Update::Reset(_) => self.seen = Seen::default(),
+            Update::Reset(_) => (self.seen, fill.last) = (Seen::default(), Seen::default()),
         }
         self.shared.set(place.or(self.seen.place()));
         self.ready.push_back(update);
@@ -378,8 +394,8 @@ impl Listener {
 
     /// Brokers told everything that was before what is held.
     fn caught_up(&mut self, place: Option<Cursor>) {
-        self.fill = None;
-        self.reach(Seen::all(place));
+        let last = self.fill.take().map(|fill| fill.last).unwrap_or_default();
+        self.reach(Seen::all_and(place, last));
         self.release();
     }
 

@@ -30,6 +30,15 @@ impl Seen {
         Self { place, topics: None }
     }
 
+    /// Everything up to there, and of what these are the last, what came of it: brokers tell units event by event, and
+    /// it may be known of more of them than of the place that there is nothing before.
+    pub(crate) fn all_and(place: Option<Cursor>, last: Self) -> Self {
+        let behind = last.place.is_some_and(|last| {
+            place.is_none_or(|place| place.epoch == last.epoch && place.position < last.position)
+        });
+        if behind { last } else { Self::all(place) }
+    }
+
     /// From where the rest is asked for.
     pub(crate) fn place(&self) -> Option<Cursor> {
         let place = self.place?;
@@ -127,6 +136,23 @@ mod tests {
         assert!(!seen.knows(&event(cursor(6), "b", "update")));
         assert!(!seen.knows(&event(cursor(6), "a", "snapshot")));
         assert!(!seen.knows(&event(cursor(7), "a", "update")));
+    }
+
+    #[test]
+    fn a_unit_that_is_told_in_part_behind_the_place_is_known_in_part() {
+        let mut last = Seen::default();
+        take(&mut last, 6, "a");
+        take(&mut last, 7, "a");
+        for place in [None, Some(cursor(5)), Some(cursor(6))] {
+            let mut seen = Seen::all_and(place, last.clone());
+            assert_eq!(take(&mut seen, 6, "b"), Verdict::Known, "{place:?}");
+            assert_eq!(take(&mut seen, 7, "a"), Verdict::Known, "{place:?}");
+            assert_eq!(take(&mut seen, 7, "b"), Verdict::New, "{place:?}");
+        }
+        let mut seen = Seen::all_and(Some(cursor(7)), last);
+        assert_eq!(take(&mut seen, 7, "b"), Verdict::Known);
+        let mut seen = Seen::all_and(Some(cursor(5)), Seen::default());
+        assert_eq!(take(&mut seen, 6, "a"), Verdict::New);
     }
 
     #[test]

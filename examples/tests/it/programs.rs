@@ -1,6 +1,6 @@
 //! The examples in Rust, and the shell.
 
-use crate::place::{Place, Program, directory, file};
+use crate::place::{Place, Program, curl, directory, file, until};
 
 const VM: &str = env!("CARGO_BIN_EXE_vm");
 const ALLOCATOR: &str = env!("CARGO_BIN_EXE_allocator");
@@ -11,6 +11,10 @@ async fn vms_and_services_follow_assignments() {
     let broker = place.url();
     // Assigned before anybody waits.
     place.execute("INSERT INTO vms (hostname, crdcommand, pin) VALUES ('host-17', 'start', 1)").await;
+    until("the broker knows it", async || {
+        curl(&[&format!("{broker}/v1/state/vm/host-17")]).await.contains("\"pin\":1")
+    })
+    .await;
     let mut vm = Program::start(VM, ["host-17", &broker]);
     let mut shell = Program::start(&file("shell/vm.sh"), ["host-17", &broker]);
     let mut service = Program::start(env!("CARGO_BIN_EXE_follow"), ["vm/*", &broker]);
