@@ -46,6 +46,16 @@ impl std::fmt::Debug for ClientBuilder {
 impl ClientBuilder {
     /// The base URLs of brokers that serve the same source, such as `https://a:8480`; adds to those named before.
     /// Any of them does: one is kept until it fails, then the next is asked.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// let hosts = ["https://broker-1:8480", "https://broker-2:8480"];
+    /// let client = Client::builder().hosts(hosts).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn hosts<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>) -> Self {
         self.hosts.extend(urls.into_iter().map(Into::into));
@@ -53,6 +63,16 @@ impl ClientBuilder {
     }
 
     /// Is sent to each broker as `Authorization: Bearer`, and nowhere else.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// let token = std::env::var("WALCAST_TOKEN")?;
+    /// let client = Client::builder().hosts(["https://broker-1:8480"]).token(token).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
@@ -60,6 +80,16 @@ impl ClientBuilder {
     }
 
     /// Trusts these certificates, in PEM, instead of those that the operating system trusts.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// let authority = std::fs::read("/etc/agent/ca.pem")?;
+    /// let client = Client::builder().hosts(["https://broker-1:8480"]).root_certificates(authority).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.root_certificates = Some(pem.into());
@@ -68,6 +98,16 @@ impl ClientBuilder {
 
     /// How long it may take until an answer begins that must come at once: name, TCP, TLS, and the broker's first
     /// byte. A wait that is held may take so much longer than it is held. Default: 10 s.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// let limit = std::time::Duration::from_secs(3);
+    /// let client = Client::builder().hosts(["http://broker-1:8480"]).connect_timeout(limit).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.settings.connect_timeout = limit;
@@ -76,6 +116,17 @@ impl ClientBuilder {
 
     /// After so much silence a stream is cut and taken up elsewhere. A broker says something at least every 25 s: less
     /// than that is for tests. Default: 60 s.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// // Of brokers with `http.heartbeat = "5s"`.
+    /// let limit = std::time::Duration::from_secs(15);
+    /// let client = Client::builder().hosts(["http://broker-1:8480"]).silence_timeout(limit).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn silence_timeout(mut self, limit: Duration) -> Self {
         self.settings.silence_max = limit;
@@ -85,6 +136,18 @@ impl ClientBuilder {
     /// How long [`Client::state`] and [`Client::publish`] go on while all brokers fail: later than that no new
     /// attempt is made, and the last error is handed out. Zero asks each broker once. Waits and subscriptions go on
     /// for ever. Default: 60 s.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// // Asks each broker once, as at the start of a program that is to fail early.
+    /// let none = std::time::Duration::ZERO;
+    /// let client = Client::builder().hosts(["http://broker-1:8480"]).patience(none).build()?;
+    /// client.state("vm/host-17").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn patience(mut self, limit: Duration) -> Self {
         self.patience = Some(limit);
@@ -93,6 +156,16 @@ impl ClientBuilder {
 
     /// Makes the client. It connects when it is first used. Reads the system's certificates if a URL is `https`
     /// and none were given, which blocks for some milliseconds.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Client;
+    ///
+    /// let client = Client::builder().hosts(["http://broker-1:8480"]).build()?;
+    /// assert!(Client::builder().hosts(["broker-1:8480"]).build().is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Url`], or [`Error::Setup`]: no broker, or a token or certificate that cannot be used.

@@ -89,6 +89,20 @@ impl Client {
 }
 
 /// The current value of a state topic.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::State;
+///
+/// match client.state("vm/host-17").await? {
+///     State::Value { data, .. } => println!("{data}"),
+///     State::Unchanged => println!("as it was"),
+///     State::Absent => println!("free"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum State {
     /// It has one.
@@ -106,6 +120,15 @@ pub enum State {
 
 /// Asks for a current value; from [`Client::state`]. Await it.
 ///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// let hold = std::time::Duration::from_secs(30);
+/// let state = client.state("vm/host-17").wait(hold).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`Error::Topic`], [`Error::Refused`], [`Error::Certificate`] of every broker, or whatever came last when the
 /// [patience](crate::ClientBuilder::patience) was over.
@@ -121,12 +144,34 @@ pub struct GetState {
 impl GetState {
     /// Lets the broker hold the answer until there is a value, or another than that of
     /// [`unless`](Self::unless); at most 5 min.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let hold = std::time::Duration::from_secs(30);
+    /// let assigned = client.state("vm/host-17").wait(hold).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wait(mut self, hold: Duration) -> Self {
         self.wait = Some(hold);
         self
     }
 
     /// Answers [`State::Unchanged`] if the value is still that of this cursor.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::State;
+    ///
+    /// let hold = std::time::Duration::from_secs(30);
+    /// if let State::Value { cursor, .. } = client.state("vm/host-17").await? {
+    ///     let another = client.state("vm/host-17").unless(cursor).wait(hold).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn unless(mut self, cursor: Cursor) -> Self {
         self.unless = Some(cursor);
         self

@@ -27,12 +27,33 @@ pub struct Canary {
 
 impl Canary {
     /// Picks about so many of a hundred keys; from 100 on all of them, from 0 down (or for what is no number) none.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Canary;
+    ///
+    /// let tenth = Canary::new(10.0);
+    /// assert_eq!(tenth, Canary::new(10.0));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new(percent: f64) -> Self {
         Self { percent, salt: String::new() }
     }
 
     /// Names what is tried, so that the same hosts are not always the first.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Canary;
+    ///
+    /// let kernel = Canary::new(5.0).salt("kernel 6.12");
+    /// let agent = Canary::new(5.0).salt("agent 3");
+    /// assert_ne!(kernel, agent);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn salt(mut self, salt: impl Into<String>) -> Self {
         self.salt = salt.into();
@@ -40,6 +61,16 @@ impl Canary {
     }
 
     /// Whether `key` takes part.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Canary;
+    ///
+    /// let picked = (0..1000).filter(|n| Canary::new(10.0).picks(&format!("host-{n}"))).count();
+    /// assert!((50..150).contains(&picked));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn picks(&self, key: &str) -> bool {
         let bytes = self.salt.bytes().chain([0]).chain(key.bytes());

@@ -6,6 +6,20 @@ use std::time::Duration;
 use walcast_wire::{Cursor, Problem, ProblemCode, Reset, ResetReason, Topic, TopicError};
 
 /// Why a call or a stream failed.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::Error;
+///
+/// match client.state("vm/host-17").await {
+///     Ok(state) => println!("{state:?}"),
+///     Err(error @ (Error::Refused { .. } | Error::Certificate { .. })) => panic!("{error}"),
+///     Err(error) => println!("not now: {error}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The broker's URL cannot be used; nothing was sent.
@@ -175,6 +189,16 @@ pub enum Error {
 
 impl Error {
     /// Whether the same call may succeed later, unchanged.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// if let Err(error) = client.state("vm/host-17").await {
+    ///     println!("{}: {error}", if error.is_unavailable() { "later" } else { "never" });
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self {
@@ -202,6 +226,16 @@ impl Error {
     }
 
     /// The HTTP status of a refusal.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// if let Err(error) = client.state("vm/host-17").await {
+    ///     println!("{:?}", error.status());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -213,6 +247,18 @@ impl Error {
     }
 
     /// The stable code of a refusal, such as `bad_topic`.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// if let Err(error) = client.publish("jobs/7", "new").await {
+    ///     if error.code() == Some("idempotency_conflict") {
+    ///         println!("the key was used for something else");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -224,6 +270,16 @@ impl Error {
     }
 
     /// When the broker, or what stands before it, wants to be asked again, where it said so.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// if let Err(error) = client.state("vm/host-17").await {
+    ///     tokio::time::sleep(error.retry_after().unwrap_or_default()).await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -257,6 +313,18 @@ impl Error {
     }
 
     /// What the broker said, if it refused.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// if let Err(error) = client.state("vm/host-17").await {
+    ///     if let Some(problem) = error.problem() {
+    ///         println!("{}: {}", problem.code, problem.detail);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn problem(&self) -> Option<&Problem> {
         match self {

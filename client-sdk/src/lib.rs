@@ -84,7 +84,27 @@ pub use wait::Wait;
 pub use websocket::WsStream;
 
 /// JSON as the broker sent it.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::Data;
+///
+/// let data: Data = serde_json::from_str(r#"{"pin": 1.10}"#)?;
+/// assert_eq!(data.get(), r#"{"pin": 1.10}"#);
+/// # Ok(())
+/// # }
+/// ```
 pub type Data = Box<RawValue>;
 
 /// An event whose data was not looked into.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// let event = client.wait("vm/host-17").await?;
+/// let row: serde_json::Value = serde_json::from_str(event.data.get())?;
+/// println!("{} {} {}", event.cursor, event.topic, row["pin"]);
+/// # Ok(())
+/// # }
+/// ```
 pub type Event = walcast_wire::Event<Data>;

@@ -16,6 +16,17 @@ use crate::{Data, Error, Event, EventsRequest, Message, Subscription};
 const WAIT_DEFAULT: Duration = Duration::from_secs(50);
 
 /// A stream of long-polls. It ends only when the broker drains or a call fails.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::{EventsRequest, Transport};
+///
+/// let mut stream = client.open(Transport::Poll, EventsRequest::new(vec!["vm/*".parse()?])).await?;
+/// println!("{:?}", stream.next().await?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct PollStream {
     endpoint: Arc<Endpoint>,
@@ -64,6 +75,17 @@ impl PollStream {
 
     /// As [`Stream::next`](crate::Stream::next).
     ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::{EventsRequest, Transport};
+    ///
+    /// let mut stream = client.open(Transport::Poll, EventsRequest::new(vec!["vm/*".parse()?])).await?;
+    /// let first = stream.next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
@@ -80,6 +102,17 @@ impl PollStream {
     }
 
     /// What is waited for, and how far it was received.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::{EventsRequest, Transport};
+    ///
+    /// let stream = client.open(Transport::Poll, EventsRequest::new(vec!["vm/*".parse()?])).await?;
+    /// println!("{:?}", stream.subscription().cursor());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscription(&self) -> &Subscription {
         &self.subscription

@@ -36,6 +36,15 @@ struct Body<'a, D: ?Sized> {
 }
 
 /// What became of a publication.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// let published = client.publish("jobs/7", "new").await?;
+/// println!("transaction {:?}, again: {}", published.xid, published.duplicate);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Published {
@@ -69,6 +78,14 @@ impl Client {
 
 /// Publishes; from [`Client::publish`]. Await it.
 ///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// client.publish("jobs/7", "new").idempotency_key("order-1047").await?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`Error::Topic`], [`Error::Request`] (the data cannot be written as JSON, or the key has other than visible
 /// ASCII characters), [`Error::Refused`], [`Error::Certificate`] of every broker, or whatever came last when the
@@ -85,6 +102,15 @@ pub struct Publish {
 impl Publish {
     /// Publishes nothing if this key was used within the last 24 hours: give one where the caller itself may be
     /// repeated. 1 to 255 visible ASCII characters. Default: a random one.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// // However often this program is started for that order.
+    /// client.publish("orders/1047", "paid").idempotency_key("order-1047-paid").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.key = key.into();
         self

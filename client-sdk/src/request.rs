@@ -6,6 +6,16 @@ use std::time::Duration;
 use walcast_wire::{Cursor, TopicPattern};
 
 /// Where a subscription starts.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::After;
+///
+/// assert_eq!("now".parse::<After>()?, After::Now);
+/// assert_eq!(After::default(), After::Current);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum After {
     /// With the current values of state topics; other topics start with the next event.
@@ -51,6 +61,17 @@ impl std::str::FromStr for After {
 }
 
 /// A wait for events.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::EventsRequest;
+///
+/// let mut request = EventsRequest::new(vec!["vm/host-17".parse()?]);
+/// request.wait = Some(std::time::Duration::from_secs(50));
+/// request.client = Some("host-17".to_owned());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventsRequest {
     /// Topics and patterns, at least one.
@@ -67,12 +88,31 @@ pub struct EventsRequest {
 
 impl EventsRequest {
     /// Waits for `topics`, starting with current values.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let request = EventsRequest::new(vec!["vm/*".parse()?, "jobs/**".parse()?]);
+    /// assert_eq!(request.topics.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new(topics: impl IntoIterator<Item = TopicPattern>) -> Self {
         Self { topics: topics.into_iter().collect(), ..Self::default() }
     }
 
     /// Starts at `after` instead.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::{After, EventsRequest};
+    ///
+    /// let request = EventsRequest::new(vec!["jobs/**".parse()?]).after(After::Earliest);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn after(mut self, after: After) -> Self {
         self.after = after;

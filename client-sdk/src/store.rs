@@ -66,6 +66,16 @@ pub struct FileStore {
 
 impl FileStore {
     /// Keeps the place in this file.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::FileStore;
+    ///
+    /// let mut updates = client.subscribe(["vm/*"]).store(FileStore::new("/var/lib/agent/cursor")).stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }

@@ -20,6 +20,21 @@ use crate::{After, Client, CursorStore, Error, Event, Transport};
 const VALUES_BYTES_MAX: usize = 64 << 20;
 
 /// What a followed topic tells.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::Update;
+///
+/// let mut updates = client.subscribe(["vm/*"]).stream();
+/// match updates.next().await.transpose()? {
+///     Some(Update::Event(event)) => println!("{} {}", event.topic, event.data),
+///     Some(Update::Reset(reset)) => println!("forget what was known: {}", reset.reason.code()),
+///     None => println!("it is over"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Update {
     /// Something happened, or (with `op` snapshot) is so.
@@ -110,6 +125,16 @@ impl Subscribe {
     /// Begins there: a [`Cursor`], [`After::Now`], [`After::Earliest`]. Default: with the current values of state
     /// topics, and with what comes of others. Now is when a broker first confirms it, and tells the first
     /// [cursor](Updates::cursor). A place that was [stored](Self::store) wins over all of it.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::After;
+    ///
+    /// let mut updates = client.subscribe(["jobs/**"]).after(After::Earliest).stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn after(mut self, after: impl Into<After>) -> Self {
         self.after = after.into();
         self
@@ -117,6 +142,16 @@ impl Subscribe {
 
     /// Uses this transport alone. Default: a WebSocket; where that does not get through, server-sent events; then
     /// long-poll. What did not get through to a broker is tried again after 5 minutes.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::Transport;
+    ///
+    /// let mut updates = client.subscribe(["jobs/**"]).transport(Transport::Poll).stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = Some(transport);
         self
@@ -125,6 +160,15 @@ impl Subscribe {
     /// Hands an event out a random time of up to `spread` after it came, so that a fleet which is woken by the same
     /// event does not act at the same moment. Events close behind it follow at once; the order stays. Up to 1 MiB of
     /// what comes meanwhile is held; beyond that the connection is left, and taken up again after. Default: none.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// // Thousands are woken by one event; each acts at a moment of its own.
+    /// let mut updates = client.subscribe(["bots/start"]).spread(std::time::Duration::from_secs(20)).stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn spread(mut self, spread: Duration) -> Self {
         self.spread = spread;
         self
@@ -133,24 +177,59 @@ impl Subscribe {
     /// Keeps the place in `store`, and begins there the next time. A place is kept when the program asks for the
     /// next update, by which it says that it is done with the last: after a crash it gets again what it may not have
     /// finished, so acting on an event must be harmless the second time.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::FileStore;
+    ///
+    /// let mut updates = client.subscribe(["vm/*"]).store(FileStore::new("/var/lib/agent/cursor")).stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn store(mut self, store: impl CursorStore) -> Self {
         self.store = Some(Arc::new(store));
         self
     }
 
     /// How the waiter is called in the brokers' list of who waits; 1 to 128 characters.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let mut updates = client.subscribe(["vm/host-17"]).named("host-17").stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
     /// How many bytes of current values are held until the last of them is there. Default: 64 MiB.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let mut updates = client.subscribe(["vm/*"]).values_bytes_max(64 << 20).stream();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn values_bytes_max(mut self, bytes: usize) -> Self {
         self.values_bytes_max = bytes;
         self
     }
 
     /// The stream, which connects when it is first polled.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let mut updates = client.subscribe(["vm/host-17"]).stream();
+    /// println!("{:?}", updates.next().await);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stream(self) -> Updates {
         let shared = Arc::new(Shared::default());
         let start = match self.after {
@@ -205,6 +284,21 @@ enum Turn {
 /// - While no broker can be reached it waits and tries on, with pauses of up to 30 s; the log is told once.
 /// - After an error it is over: [`Error::Refused`] (which broker, topics, status and code), [`Error::Certificate`] of
 ///   every broker, [`Error::Topic`], [`Error::TooBroad`], [`Error::TooLarge`], [`Error::Store`].
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::Update;
+///
+/// let mut updates = client.subscribe(["vm/host-17"]).stream();
+/// while let Some(update) = updates.next().await {
+///     if let Update::Event(event) = update? {
+///         println!("{}", event.data);
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is asked for before it is polled"]
 pub struct Updates {
     turn: Turn,
@@ -219,18 +313,47 @@ impl std::fmt::Debug for Updates {
 
 impl Updates {
     /// The next update; `None` once the stream is over. May be dropped and called again without loss.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let mut updates = client.subscribe(["vm/host-17"]).stream();
+    /// let first = updates.next().await.transpose()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn next(&mut self) -> Option<Result<Update, Error>> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
     /// The place behind what was handed out last. `None` until a broker told one, and while current values are handed
     /// out for the first time: who begins again then gets all of them.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let mut updates = client.subscribe(["vm/host-17"]).stream();
+    /// updates.next().await.transpose()?;
+    /// println!("to go on from: {:?}", updates.cursor());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         self.shared.get()
     }
 
     /// How many connections there were on which a broker answered; each above the first followed a cut.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let mut updates = client.subscribe(["vm/host-17"]).stream();
+    /// updates.next().await.transpose()?;
+    /// println!("cut {} times", updates.connections().saturating_sub(1));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::Relaxed)

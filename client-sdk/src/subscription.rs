@@ -15,6 +15,22 @@ use walcast_wire::{Cursor, Op, ProblemCode, Reset, Topic, TopicPattern};
 use crate::{After, Error, Event, EventsRequest, PollStream, SseStream, WsStream};
 
 /// What arrives on a stream.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::{After, EventsRequest, Message, Transport};
+///
+/// let request = EventsRequest::new(vec!["vm/*".parse()?]).after(After::Earliest);
+/// let mut stream = client.open(Transport::Sse, request).await?;
+/// match stream.next().await? {
+///     Some(Message::Event(event)) => println!("{}", event.data),
+///     Some(Message::Bye { retry }) => println!("come back after {retry:?}"),
+///     other => println!("{other:?}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Message {
     /// Something happened, or (with `op` snapshot) is so.
@@ -77,6 +93,16 @@ impl Step {
 }
 
 /// What is waited for, and how far it was received.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::{EventsRequest, Subscription};
+///
+/// let subscription = Subscription::new(EventsRequest::new(vec!["vm/*".parse()?]));
+/// assert_eq!(subscription.cursor(), None);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Subscription {
     request: EventsRequest,
@@ -91,6 +117,15 @@ pub struct Subscription {
 
 impl Subscription {
     /// A subscription that received nothing yet.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::{EventsRequest, Subscription};
+    ///
+    /// let subscription = Subscription::new(EventsRequest::new(vec!["vm/*".parse()?]));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new(request: EventsRequest) -> Self {
         let cursor = match request.after {
@@ -101,12 +136,32 @@ impl Subscription {
     }
 
     /// Everything up to here was handed out. `None` until the broker named a cursor.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::{EventsRequest, Subscription};
+    ///
+    /// let subscription = Subscription::new(EventsRequest::new(vec!["vm/*".parse()?]));
+    /// assert_eq!(subscription.cursor(), None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         self.cursor
     }
 
     /// The request that goes on from the cursor.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::{EventsRequest, Subscription};
+    ///
+    /// let request = EventsRequest::new(vec!["vm/*".parse()?]);
+    /// assert_eq!(Subscription::new(request.clone()).request(), request);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn request(&self) -> EventsRequest {
         let mut request = self.request.clone();
@@ -170,6 +225,15 @@ impl Subscription {
 }
 
 /// A way to wait.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::Transport;
+///
+/// assert_eq!(Transport::WebSocket.to_string().parse::<Transport>().ok(), Some(Transport::WebSocket));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// Long-poll.
@@ -182,6 +246,15 @@ pub enum Transport {
 
 impl Transport {
     /// All of them.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::Transport;
+    ///
+    /// assert!(Transport::ALL.contains(&Transport::Poll));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const ALL: [Self; 3] = [Self::Poll, Self::Sse, Self::WebSocket];
 }
 
@@ -207,6 +280,20 @@ impl FromStr for Transport {
 }
 
 /// A stream over any transport.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::{After, EventsRequest, Transport};
+///
+/// let request = EventsRequest::new(vec!["vm/*".parse()?]).after(After::Earliest);
+/// for transport in Transport::ALL {
+///     let mut stream = client.open(transport, request.clone()).await?;
+///     println!("{:?}", stream.next().await?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Stream {
     /// Long-poll.
@@ -219,6 +306,18 @@ pub enum Stream {
 
 impl Stream {
     /// The next message; `None` once the stream has ended. May be dropped and called again without loss.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::{After, EventsRequest, Transport};
+    ///
+    /// let request = EventsRequest::new(vec!["vm/*".parse()?]).after(After::Earliest);
+    /// let mut stream = client.open(Transport::WebSocket, request).await?;
+    /// let first = stream.next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The connection broke, or the broker refused.
@@ -240,6 +339,18 @@ impl Stream {
     }
 
     /// What is waited for, and how far it was received.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::{After, EventsRequest, Transport};
+    ///
+    /// let request = EventsRequest::new(vec!["vm/*".parse()?]).after(After::Earliest);
+    /// let stream = client.open(Transport::WebSocket, request).await?;
+    /// println!("{:?}", stream.subscription().cursor());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscription(&self) -> &Subscription {
         match self {
@@ -250,6 +361,18 @@ impl Stream {
     }
 
     /// Ends the stream, keeping what is needed to go on.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::{After, EventsRequest, Transport};
+    ///
+    /// let request = EventsRequest::new(vec!["vm/*".parse()?]).after(After::Earliest);
+    /// let stream = client.open(Transport::WebSocket, request).await?;
+    /// let again = client.resume(Transport::Sse, stream.into_subscription()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn into_subscription(self) -> Subscription {
         self.subscription().clone()

@@ -92,6 +92,15 @@ fn typed<T: DeserializeOwned>(event: Event) -> Result<walcast_wire::Event<T>, Er
 
 /// Waits for an event; from [`Client::wait`]. Await it; dropping it ends the wait.
 ///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// let next = client.wait("jobs/7").named("worker-3").await?;
+/// println!("{}", next.data);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`Error::Topic`], [`Error::Refused`], [`Error::Certificate`] of every broker, or [`Error::Missed`].
 #[derive(Debug)]
@@ -106,12 +115,30 @@ pub struct Wait {
 impl Wait {
     /// The next event after this place. Where the brokers cannot tell what came since, the answer is
     /// [`Error::Missed`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let first = client.wait("jobs/7").await?;
+    /// // Whatever came in between.
+    /// let second = client.wait("jobs/7").after(first.cursor).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn after(mut self, cursor: Cursor) -> Self {
         self.after = Some(cursor);
         self
     }
 
     /// How the waiter is called in the brokers' list of who waits; 1 to 128 characters.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// let event = client.wait("vm/host-17").named("host-17").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self

@@ -32,6 +32,19 @@ const EVENT_BYTES_MAX: usize = 16 << 20;
 const READ_BUFFER_BYTES: usize = 4096;
 
 /// A WebSocket that waits for events.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::{EventsRequest, Message};
+///
+/// let mut stream = client.websocket(EventsRequest::new(vec!["vm/*".parse()?])).await?;
+/// while let Some(Message::Event(event)) = stream.next().await? {
+///     println!("{}", event.topic);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct WsStream {
     endpoint: Arc<Endpoint>,
@@ -52,6 +65,17 @@ impl WsStream {
 
     /// As [`Stream::next`](crate::Stream::next).
     ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let mut stream = client.websocket(EventsRequest::new(vec!["vm/*".parse()?])).await?;
+    /// let first = stream.next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
@@ -60,6 +84,17 @@ impl WsStream {
 
     /// Waits for further topics, from `after` on. Answered by [`Message::Subscribed`]. They belong to this
     /// connection only: a resumed stream asks for what its request named.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::{After, EventsRequest};
+    ///
+    /// let mut stream = client.websocket(EventsRequest::new(vec!["vm/a".parse()?])).await?;
+    /// stream.subscribe(vec!["vm/b".parse()?], After::Current).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The connection broke.
@@ -71,6 +106,17 @@ impl WsStream {
 
     /// Waits no longer for `topics`, named as they were subscribed.
     ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let mut stream = client.websocket(EventsRequest::new(vec!["vm/a".parse()?, "vm/b".parse()?])).await?;
+    /// stream.unsubscribe(vec!["vm/a".parse()?]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The connection broke.
     pub async fn unsubscribe(&mut self, topics: Vec<TopicPattern>) -> Result<(), Error> {
@@ -78,6 +124,17 @@ impl WsStream {
     }
 
     /// Says goodbye. Dropping the stream does without.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let stream = client.websocket(EventsRequest::new(vec!["vm/a".parse()?])).await?;
+    /// stream.close().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The connection broke.
@@ -132,6 +189,17 @@ impl WsStream {
     }
 
     /// What is waited for, and how far it was received.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let stream = client.websocket(EventsRequest::new(vec!["vm/*".parse()?])).await?;
+    /// println!("{:?}", stream.subscription().cursor());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscription(&self) -> &Subscription {
         &self.subscription

@@ -10,11 +10,30 @@ use walcast_wire::{Topic, TopicError, encode_segment};
 
 /// The most bytes that the data of an event has where `router.event_bytes_max` is left as it is: 1 MiB. What is larger
 /// is published, but brokers tell it without its data.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::publisher::{EVENT_BYTES_MAX, Message};
+///
+/// assert!(Message::new("logs/host-17", &"x".repeat(EVENT_BYTES_MAX)).is_err());
+/// # Ok(())
+/// # }
+/// ```
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
 /// A longer number than Postgres stores begins a little above.
 const EXPONENT_MAX: usize = 100_000;
 
 /// Why nothing was published.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::publisher::{Message, PublishError};
+///
+/// let error = Message::new("vm/*", "start").unwrap_err();
+/// assert!(matches!(error, PublishError::Topic { .. }));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -93,6 +112,14 @@ pub enum PublishError {
 
 impl PublishError {
     /// Whether the transaction heard nothing of it, and may go on.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let error = walcast_client::publisher::Message::new("vm/*", "start").unwrap_err();
+    /// assert!(error.nothing_was_sent());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn nothing_was_sent(&self) -> bool {
         !matches!(self, Self::NotSetUp { .. } | Self::NotAllowed { .. } | Self::Database { .. })
@@ -136,6 +163,15 @@ pub(super) enum Kind {
 impl Message {
     /// `data` on `topic`, at most [`EVENT_BYTES_MAX`].
     ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::publisher::Message;
+    ///
+    /// let message = Message::new("vm/host-17", &serde_json::json!({"pin": 7}))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`PublishError::Topic`], [`PublishError::NotJson`], [`PublishError::TooLarge`], [`PublishError::NotStorable`].
     pub fn new<D: Serialize + ?Sized>(topic: impl AsRef<str>, data: &D) -> Result<Self, PublishError> {
@@ -143,6 +179,16 @@ impl Message {
     }
 
     /// The same with at most `bytes_max` bytes of data, which is what brokers have as `router.event_bytes_max`.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::publisher::Message;
+    ///
+    /// // Where `router.event_bytes_max` is 4 MiB.
+    /// let message = Message::limited("logs/host-17", &"x".repeat(2 << 20), 4 << 20)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -168,6 +214,15 @@ impl Message {
     /// What `pg_notify` would be told: the channel becomes one segment of a topic, the payload a JSON string of at most
     /// [`EVENT_BYTES_MAX`]. The same pair arrives once, however often a transaction sends it.
     ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::publisher::Message;
+    ///
+    /// let message = Message::notification("vm_assigned", "host-17")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`PublishError::Channel`], [`PublishError::TooLarge`].
     pub fn notification(channel: &str, payload: &str) -> Result<Self, PublishError> {
@@ -175,6 +230,15 @@ impl Message {
     }
 
     /// The same with at most `bytes_max` bytes, counted as a JSON string.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::publisher::Message;
+    ///
+    /// let message = Message::notification_limited("vm_assigned", "host-17", 4 << 20)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`notification`](Self::notification).

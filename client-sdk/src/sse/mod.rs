@@ -23,6 +23,19 @@ use parser::{Block, ParseError, Parser};
 const EVENT_BYTES_MAX: usize = 16 << 20;
 
 /// A stream of server-sent events.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+/// use walcast_client::{EventsRequest, Message};
+///
+/// let mut stream = client.sse(EventsRequest::new(vec!["vm/*".parse()?])).await?;
+/// while let Some(Message::Event(event)) = stream.next().await? {
+///     println!("{}", event.topic);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SseStream {
     endpoint: Arc<Endpoint>,
@@ -65,6 +78,17 @@ impl SseStream {
     }
 
     /// As [`Stream::next`](crate::Stream::next).
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let mut stream = client.sse(EventsRequest::new(vec!["vm/*".parse()?])).await?;
+    /// let first = stream.next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -111,6 +135,17 @@ impl SseStream {
     }
 
     /// What is waited for, and how far it was received.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = walcast_client::Client::new("http://127.0.0.1:8480")?;
+    /// use walcast_client::EventsRequest;
+    ///
+    /// let stream = client.sse(EventsRequest::new(vec!["vm/*".parse()?])).await?;
+    /// println!("{:?}", stream.subscription().cursor());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscription(&self) -> &Subscription {
         &self.subscription

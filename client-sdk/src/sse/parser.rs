@@ -1,6 +1,18 @@
 //! The format of server-sent events, piece by piece as it arrives.
 
 /// What one block of the stream said.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::sse::parser::Parser;
+///
+/// let mut parser = Parser::new(1024);
+/// parser.push(b"id: 7\ndata: {\"pin\":1}\n\n");
+/// let block = parser.next_block()?.unwrap();
+/// assert_eq!((block.id.as_deref(), block.data.as_deref()), (Some("7"), Some(r#"{"pin":1}"#)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
     /// The kind of event; empty for the default kind.
@@ -21,6 +33,17 @@ impl Block {
 }
 
 /// Why a stream cannot be read on.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::sse::parser::{ParseError, Parser};
+///
+/// let mut parser = Parser::new(4);
+/// parser.push(b"data: more than that\n\n");
+/// assert_eq!(parser.next_block(), Err(ParseError::TooLarge(4)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// A block exceeds the limit.
@@ -33,6 +56,19 @@ pub enum ParseError {
 
 /// Cuts a byte stream into blocks. Lines may end in LF, CR or both; comments are skipped; a block that
 /// the stream's end cuts off is never yielded.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use walcast_client::sse::parser::Parser;
+///
+/// let mut parser = Parser::new(1024);
+/// for piece in ["data: in ", "pieces\n", "\n"] {
+///     parser.push(piece.as_bytes());
+/// }
+/// assert_eq!(parser.next_block()?.unwrap().data.as_deref(), Some("in pieces"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Parser {
     buffer: Vec<u8>,
@@ -50,6 +86,15 @@ pub struct Parser {
 
 impl Parser {
     /// A parser that refuses blocks of more than `bytes_max` bytes.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::sse::parser::Parser;
+    ///
+    /// let parser = Parser::new(1024);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         Self {
@@ -65,6 +110,17 @@ impl Parser {
     }
 
     /// Takes bytes in.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::sse::parser::Parser;
+    ///
+    /// let mut parser = Parser::new(1024);
+    /// parser.push(b"id: 7\ndata: {\"pin\":1}\n\n");
+    /// assert!(parser.next_block()?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.line);
         self.scanned = self.scanned.saturating_sub(self.line);
@@ -73,6 +129,17 @@ impl Parser {
     }
 
     /// The next whole block of what was taken in.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use walcast_client::sse::parser::Parser;
+    ///
+    /// let mut parser = Parser::new(1024);
+    /// parser.push(b": only a comment\n\n");
+    /// assert_eq!(parser.next_block()?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The stream is not one of server-sent events, or exceeds the limit.
