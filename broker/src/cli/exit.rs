@@ -69,10 +69,17 @@ impl From<Error> for Failure {
         };
         let remedy = match &error {
             Error::Connect { .. } => "; is `walcast serve` running there? --url names another",
-            Error::Certificate { .. } => " (by --ca-file)",
             _ if code == NO_PERMISSION => "; the token is that of WALCAST_TOKEN or --token-file",
             _ => "",
         };
-        Self::new(code, format!("{error}{remedy}"))
+        let said = match &error {
+            // What the library calls its remedy is none of the command's.
+            Error::Certificate { address, reason } => format!(
+                "the certificate of {address} does not verify: {reason}; name the certificate of its issuer by --ca-file, \
+                 or use the name that it is made for"
+            ),
+            error => error.to_string(),
+        };
+        Self::new(code, format!("{said}{remedy}"))
     }
 }

@@ -159,7 +159,7 @@ async fn every_way_in_speaks_tls() {
     };
     publish(&good).await.succeeded();
     publish(&bad).await.failed(77, &["localhost", "unauthorized", "--token-file"]);
-    command(&["publish", "said", "3", &url]).await.failed(1, &["localhost", "certificate"]);
+    command(&["publish", "said", "3", &url]).await.failed(1, &["localhost", "certificate", "--ca-file"]);
     let tail = ["tail", "said", "--after=earliest", "--limit=1", "--json", &url, &ca];
     let told = command(&[&tail[..], &[&format!("--token-file={good}")]].concat()).await;
     assert!(told.succeeded().contains("\"data\":1"), "{told:?}");
