@@ -205,6 +205,17 @@ fn body_bytes(request: &Request<'_>) -> Option<usize> {
     lengths.next().is_none().then_some(length)
 }
 
+/// What is waited for; `None` if the peer goes away first.
+fn unless_gone<T>(
+    socket: &mut Socket,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| match poll(cx) {
+        Poll::Ready(it) => Poll::Ready(Some(it)),
+        Poll::Pending => socket.poll_gone(cx).map(|()| None),
+    })
+}
+
 /// Waits for an answer and writes it, unless the peer goes away first.
 fn whole<'a>(
     app: &'a App,
@@ -213,11 +224,7 @@ fn whole<'a>(
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<Reply, Refusal>> + Send + 'a,
 ) -> Doing<'a, Next> {
     Box::pin(async move {
-        let reply = poll_fn(|cx| match poll(cx) {
-            Poll::Ready(reply) => Poll::Ready(Some(reply)),
-            Poll::Pending => socket.poll_gone(cx).map(|()| None),
-        });
-        match reply.await {
+        match unless_gone(socket, &mut poll).await {
             Some(reply) => say(app, socket, reply.unwrap_or_else(Refusal::into_reply), close).await,
             None => Next::End,
         }
@@ -254,7 +261,7 @@ fn held<'a>(
                 return say(app, socket, body::late().into_reply(), true).await;
             }
             let Some(body) = socket.ahead().get(..body_bytes) else { return Next::End };
-            endpoint::Wait::begin(app, ask, body)
+            endpoint::Wait::begin(app, ask, body, true)
         };
         socket.used(body_bytes);
         let mut wait = match begun {
@@ -263,11 +270,7 @@ fn held<'a>(
         };
         let mut begun = false;
         loop {
-            let step = poll_fn(|cx| match wait.poll(app, cx) {
-                Poll::Ready(step) => Poll::Ready(Some(step)),
-                Poll::Pending => socket.poll_gone(cx).map(|()| None),
-            });
-            let (piece, last) = match step.await {
+            let (piece, last) = match unless_gone(socket, |cx| wait.poll(app, cx)).await {
                 // Whoever is cut off in the middle knows that this is not the answer.
                 None | Some(Step::Abort) => return Next::End,
                 Some(Step::Whole(reply)) => return say(app, socket, reply, close).await,
@@ -301,11 +304,7 @@ fn stream<'a>(socket: &'a mut Socket, mut events: sse::Events) -> Doing<'a, Next
     Box::pin(async move {
         let mut begun = false;
         loop {
-            let next = poll_fn(|cx| match events.poll_next(cx) {
-                Poll::Ready(pieces) => Poll::Ready(Some(pieces)),
-                Poll::Pending => socket.poll_gone(cx).map(|()| None),
-            });
-            let Some(next) = next.await else { return Next::End };
+            let Some(next) = unless_gone(socket, |cx| events.poll_next(cx)).await else { return Next::End };
             let mut wire = Pieces::default();
             if !begun {
                 chunked_head(&mut wire, sse::headers(), true);

@@ -108,26 +108,23 @@ pub(super) fn headers() -> impl Iterator<Item = (HeaderName, HeaderValue)> {
 }
 
 impl Wait {
-    /// Begins to wait for what a request asks; or says what answers it at once.
-    pub(super) fn begin(app: &App, ask: Ask, body: &[u8]) -> Result<Self, Reply> {
-        Self::new(app, ask, body, true)
-    }
-
-    /// The same; `heard`: its answer can be cut off, so that it may begin before it is known.
-    fn new(app: &App, ask: Ask, body: &[u8], heard: bool) -> Result<Self, Reply> {
+    /// Begins to wait for what a request asks; or says what answers it at once. `heard`: its answer can be cut off, so
+    /// that it may begin before it is known.
+    pub(super) fn begin(app: &App, ask: Ask, body: &[u8], heard: bool) -> Result<Self, Reply> {
         let Ask { endpoint, key, head, kind } = ask;
         let values = head.and_then(|head| fields::with_body(endpoint.fields(), head, kind, body));
-        let topic = match values.and_then(|values| endpoint.topic(&values).map(|topic| (topic, values))) {
-            Ok((topic, values)) => (topic, values.into_iter().next()),
+        let read = values.and_then(|values| Ok((endpoint.topic(&values)?, values.into_iter().next())));
+        match read {
+            Ok((topic, client)) => {
+                Self::open(app, endpoint, key, topic, client, heard).map_err(Refusal::into_reply)
+            }
             Err(detail) => {
                 let reads_body = endpoint.fields().iter().any(|field| matches!(field, Field::Body(_)));
                 count(&endpoint, "invalid");
                 let refusal = if reads_body { bad_body(detail) } else { Refusal::parameter(detail) };
-                return Err(endpoint.invalid().map_or_else(|| refusal.into_reply(), whole));
+                Err(endpoint.invalid().map_or_else(|| refusal.into_reply(), whole))
             }
-        };
-        let wait = Self::open(app, endpoint, key, topic.0, topic.1).map_err(Refusal::into_reply)?;
-        Ok(Self { heard, ..wait })
+        }
     }
 
     fn open(
@@ -136,6 +133,7 @@ impl Wait {
         key: Arc<Key>,
         topic: Topic,
         client: Option<String>,
+        heard: bool,
     ) -> Result<Self, Refusal> {
         // The body may have taken its time.
         if key.revoked() {
@@ -156,7 +154,7 @@ impl Wait {
         let ends_at = Instant::now() + endpoint.hold;
         let mut beat = Beat::new(endpoint.keepalive);
         beat.due_in(endpoint.keepalive.min(endpoint.hold));
-        Ok(Self { endpoint, what, beat, ends_at, heard: true, begun: false })
+        Ok(Self { endpoint, what, beat, ends_at, heard, begun: false })
     }
 
     /// What to send next. Behind anything but [`Step::Blank`] there is nothing more.
@@ -292,7 +290,7 @@ pub(super) async fn fallback(
         Err(refusal) => return refusal.into_response(),
     };
     // An answer of HTTP/1.0 that is cut off is an answer.
-    match Wait::new(&app, ask, &body, version > Version::HTTP_10) {
+    match Wait::begin(&app, ask, &body, version > Version::HTTP_10) {
         Ok(wait) => respond(app, wait).await,
         Err(reply) => reply.into_response(),
     }
